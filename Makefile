@@ -1,0 +1,73 @@
+# Every target works alone on a fresh clone and does nothing twice: the stamps below depend on the pinned versions.
+#
+#   make demo DEMO_ARGS="--minutes 1"                                 real text on this machine → a small trained model
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu        torch from another index (here: without CUDA)
+PYTHON ?= python3
+TORCH_INDEX ?=
+DEMO_ARGS ?=
+TEST_ARGS ?=
+BIN := .venv/bin
+ORACLE := .venv-oracle/bin
+PINS := pyproject.toml constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-oracle test-all lint bench docs clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+# Torch first, alone, under the same constraints: or a dependency drags in another build.
+# No build isolation: setuptools is pinned too.
+%/.torch: $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: PYTHON=python3.12 make …")'
+	$(PYTHON) -m venv $*
+	@echo "Installing torch into $* (some minutes the first time)"
+	$*/bin/python $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$*/bin/python $(PIP) setuptools
+	@touch $@
+
+.venv/.core: .venv/.torch
+	$(BIN)/python $(PIP) --no-build-isolation -e .
+	@touch $@
+
+.venv/.everything: .venv/.core
+	$(BIN)/python $(PIP) --no-build-isolation -e ".[data,track,test]"
+	@touch $@
+
+.venv-oracle/.everything: .venv-oracle/.torch
+	$(ORACLE)/python $(PIP) --no-build-isolation -e ".[data,track,test,oracle]"
+	@touch $@
+
+.PRECIOUS: .venv/.torch .venv-oracle/.torch
+
+install: .venv/.everything  ## Everything a developer needs, in .venv
+
+demo: .venv/.core  ## Train, evaluate, save and try a small model on this machine's own text
+	$(BIN)/stablelm demo --out runs/demo $(DEMO_ARGS)
+
+test: .venv/.everything  ## All tests but those that need another implementation beside ours
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-oracle: .venv-oracle/.everything  ## The tests that compare with transformers
+	$(ORACLE)/python -m pytest tests/oracle $(TEST_ARGS)
+
+test-all: .venv-oracle/.everything  ## Everything, in the environment that has the oracles
+	$(ORACLE)/python -m pytest tests tests/oracle $(TEST_ARGS)
+
+lint: .venv/.everything  ## ruff, mypy --strict, the order of the rooms, the size of the files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/check_sizes.py
+
+bench: .venv-oracle/.everything  ## Every benchmark, one after another
+	set -e; for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do $(ORACLE)/python $$script; done
+
+docs: .venv/.everything  ## Regenerate what is generated: configs/reference.yml
+	$(BIN)/python tools/write_reference.py
+
+clean:  ## Remove environments, caches and build leftovers; runs/ stays
+	rm -rf .venv .venv-oracle build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

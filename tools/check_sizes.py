@@ -1,0 +1,63 @@
+"""Keeps the code small enough to read: a file, the core path and the package each have a limit (`make lint`).
+
+Lines are counted as `wc -l` does, blank ones and docstrings too, so that nobody gains by dropping them. A
+file may be longer only when it is listed in EXCEPTIONS with its limit and its reason."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+FILE_LIMIT, CORE_LIMIT, PACKAGE_LIMIT = 400, 7_000, 20_000
+PACKAGE = "stablelm"
+CHECKED = (PACKAGE, "tests", "tools", "benchmarks")
+# What a reader follows from a configuration to a sentence of the trained model.
+CORE = (
+    "config", "model", "tokenizer", "training", "inference", "data/token_files.py", "data/permutation.py",
+    "data/mixture.py", "data/loader.py",
+)  # fmt: skip
+EXCEPTIONS: dict[str, tuple[int, str]] = {}
+
+
+def lines(path: Path) -> int:
+    """Newlines in a file, as `wc -l` counts them."""
+    return path.read_bytes().count(b"\n")
+
+
+def check(
+    root: Path, exceptions: Mapping[str, tuple[int, str]] = EXCEPTIONS
+) -> tuple[list[str], dict[str, int]]:
+    """The faults found below `root`, one sentence each, and the totals of core path and package."""
+    sizes = {
+        p.relative_to(root).as_posix(): lines(p)
+        for top in CHECKED
+        for p in sorted((root / top).rglob("*.py"))
+    }
+    faults = []
+    for name, size in sizes.items():
+        limit, _ = exceptions.get(name, (FILE_LIMIT, ""))
+        if size > limit:
+            faults.append(f"{name}: {size:,} lines, the limit is {limit:,}. Split it by idea.")
+    for name in exceptions:
+        if sizes.get(name, 0) <= FILE_LIMIT:
+            faults.append(f"{name}: needs no exception any more; remove it from tools/check_sizes.py.")
+    core = tuple(f"{PACKAGE}/{part}" for part in CORE)
+    in_core = {n: s for n, s in sizes.items() if n in core or n.startswith(tuple(f"{c}/" for c in core))}
+    totals = {
+        "core path": sum(in_core.values()),
+        "package": sum(size for name, size in sizes.items() if name.startswith(f"{PACKAGE}/")),
+    }
+    for (what, size), limit in zip(totals.items(), (CORE_LIMIT, PACKAGE_LIMIT), strict=True):
+        if size > limit:
+            faults.append(f"{what}: {size:,} lines, the limit is {limit:,}.")
+    return faults, totals
+
+
+if __name__ == "__main__":
+    found, sums = check(Path(__file__).parent.parent)
+    for fault in found:
+        print(fault)
+    core_lines, package_lines = sums["core path"], sums["package"]
+    print(
+        f"Core path {core_lines:,} of {CORE_LIMIT:,} lines, package {package_lines:,} of {PACKAGE_LIMIT:,}."
+    )
+    sys.exit(1 if found else 0)
