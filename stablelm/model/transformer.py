@@ -1,0 +1,147 @@
+"""StableLM-3B-4E1T's network: embed → blocks → norm → head, as in facts of the released model.
+
+Pre-norm, sequential residual, LayerNorm with bias, rotary on a quarter of each head, SwiGLU, untied head, no
+other biases. Parameter names are Hugging Face's, so saving is all that export needs. Knows nothing of
+training, files or meshes."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stablelm.config import ModelConfig
+from stablelm.model.attention import Attention, LayerCache, Mask
+from stablelm.model.feedforward import FeedForward
+from stablelm.model.head import Head
+from stablelm.model.initialization import initialize
+from stablelm.model.normalization import LayerNorm
+from stablelm.model.rotary import Rotary
+
+
+class Cache(Protocol):
+    """Keys and values of all layers; `length` tokens are held, `advance(n)` is called once a forward pass."""
+
+    length: int
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """One cache for each block."""
+        ...
+
+    def advance(self, count: int) -> None:
+        """Counts `count` new tokens, after every layer has appended them."""
+        ...
+
+
+class Embedding(nn.Embedding):
+    """Token embedding, left uninitialised: `initialize` fills it."""
+
+    def reset_parameters(self) -> None:
+        """Does nothing: weights are drawn by name, or loaded."""
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = Attention(config.hidden_size, config.num_attention_heads)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Tensor, rotary: Rotary, mask: Mask, cache: LayerCache | None) -> Tensor:
+        """x [B, S, h] → [B, S, h]."""
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Backbone(nn.Module):
+    """Everything below the head, under the name `model.` that Hugging Face gives it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+
+class StableLM(nn.Module):
+    """The language model. Weights start from `seed` (nothing is drawn on the meta device)."""
+
+    def __init__(self, config: ModelConfig, seed: int = 1234) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self.compute_dtype: torch.dtype | None = None
+        """Arithmetic of forward and backward; None computes in the dtype of the weights."""
+        if self.device.type != "meta":
+            initialize(self, config, seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision in which the weights are kept."""
+        return self.lm_head.weight.dtype
+
+    def num_parameters(self) -> int:
+        """Weights, both embeddings included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """input_ids [B, S] → [B, S, h] after the final norm.
+
+        `attention_mask` [B, T] is 1 for real tokens among the T = cached + S so far (padding on either side);
+        positions count real tokens only. With a cache the S tokens follow the `cache.length` that it
+        holds."""
+        past, length = (cache.length if cache is not None else 0), input_ids.shape[1]
+        if attention_mask is None:
+            positions = torch.arange(past, past + length, device=input_ids.device)
+        else:
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+        rotary = Rotary(positions, self.config.rotary_dim, self.config.rope_theta)
+        mask = None if attention_mask is None else _padded_mask(attention_mask, past, length)
+        x = self.model.embed_tokens(input_ids)
+        if self.compute_dtype is not None:
+            x = x.to(self.compute_dtype)
+        for index, block in enumerate(self.model.layers):
+            x = block(x, rotary, mask, cache.layers[index] if cache is not None else None)
+        if cache is not None:
+            cache.advance(length)
+        hidden: Tensor = self.model.norm(x)
+        return hidden
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, S, V] in float32, or with `labels` [B, S] the summed cross-entropy (a float32 scalar).
+
+        Labels are already shifted: labels[:, s] is the token after input_ids[:, s]; negative labels are
+        ignored."""
+        hidden = self.hidden_states(input_ids, attention_mask, cache)
+        if labels is not None:
+            loss: Tensor = self.lm_head(hidden, labels)
+            return loss
+        logits: Tensor = self.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _padded_mask(attention_mask: Tensor, past: int, length: int) -> Tensor:
+    """bool [B, 1, S, T]: causal, real keys only; a query always sees itself, so padding rows stay finite."""
+    keys = torch.arange(past + length, device=attention_mask.device)
+    queries = keys[past:].unsqueeze(1)  # [S, 1]
+    allowed = (keys <= queries) & attention_mask.bool()[:, None, None, :]  # [B, 1, S, T]
+    return allowed | (keys == queries)

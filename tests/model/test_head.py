@@ -1,0 +1,62 @@
+"""The chunked cross-entropy against PyTorch's, loss and gradients."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from stablelm.model.head import Head
+
+
+def case(dtype, tokens=53, hidden=24, words=61):
+    generator = torch.Generator().manual_seed(tokens)
+    head = Head(hidden, words).to(dtype)
+    with torch.no_grad():
+        head.weight.normal_(generator=generator)
+    states = (
+        torch.randn(1, tokens, hidden, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    )
+    labels = torch.randint(0, words, (1, tokens), generator=generator)
+    labels[0, ::5] = -100
+    labels[0, 3] = -1
+    return head, states, labels
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 53, 1000])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_loss_and_gradients_equal_the_plain_loss(chunk, dtype, bound):
+    head, states, labels = case(dtype)
+    head.chunk = chunk
+    (head(states, labels) / 7).backward()
+    ours = [states.grad.clone(), head.weight.grad.clone()]
+    states.grad = head.weight.grad = None
+    expected = functional.cross_entropy(
+        head(states).flatten(0, 1), labels.flatten().clamp(min=-1), ignore_index=-1, reduction="sum"
+    )
+    (expected / 7).backward()
+    torch.testing.assert_close(head(states, labels), expected, atol=bound * 100, rtol=bound)
+    torch.testing.assert_close(ours, [states.grad, head.weight.grad], atol=bound, rtol=bound)
+
+
+def test_every_label_ignored_gives_zero_loss_and_gradient():
+    head, states, labels = case(torch.float32)
+    loss = head(states, torch.full_like(labels, -100))
+    loss.backward()
+    assert loss.item() == 0 and states.grad.abs().max() == 0 and head.weight.grad.abs().max() == 0
+
+
+def test_without_gradients_only_the_loss_is_made():
+    head, states, labels = case(torch.float32)
+    with torch.no_grad():
+        quiet = head(states, labels)
+    assert not quiet.requires_grad and torch.equal(quiet, head(states, labels).detach())
+    head.weight.requires_grad_(False)
+    head(states, labels).backward()
+    assert head.weight.grad is None and states.grad.abs().max() > 0
+
+
+def test_bf16_states_give_a_float32_loss_close_to_exact():
+    head, states, labels = case(torch.float32)
+    exact = head(states, labels)
+    rough = head(states.to(torch.bfloat16), labels)
+    assert rough.dtype == torch.float32
+    assert abs(rough - exact) < 0.01 * exact
