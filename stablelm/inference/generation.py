@@ -1,0 +1,225 @@
+"""Text from a model: one loop for one prompt or many, whole or as a stream.
+
+The prompt is read in one pass, then one token a pass; only the last position's logits are computed. Rows of a
+batch are padded on the left; a row's text is the one it would have alone. Nothing is ever cut: a prompt and
+`max_new_tokens` that do not fit the context together are refused. An empty prompt starts from the document
+separator."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from stablelm.config import InputError
+from stablelm.inference.cache import KVCache
+from stablelm.inference.sampling import Sampling, choose
+from stablelm.inference.stopping import StopMatcher
+from stablelm.model import StableLM
+from stablelm.tokenizer import StreamDecoder, Tokenizer
+
+
+@overload
+def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
+    model: StableLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = ...,
+    temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
+    repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
+) -> str: ...  # fmt: skip
+@overload
+def generate(
+    model: StableLM, tokenizer: Tokenizer, prompt: Sequence[str], *, max_new_tokens: int = ...,
+    temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
+    repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
+) -> list[str]: ...  # fmt: skip
+def generate(
+    model: StableLM,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+) -> str | list[str]:
+    """The text that follows a prompt (str → str), or each of several (list → list); the prompt is not
+    repeated.
+
+    It ends before the first `stop` string, at the end-of-text token, or after `max_new_tokens`. temperature 0
+    is greedy; prompt i of a list draws with seed + i, so it gets the text that it would get alone with that
+    seed. `InputError` for values out of range and for a prompt too long for the context."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    texts = [""] * len(prompts)
+    for row, piece in _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop):
+        texts[row] += piece
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+def stream(
+    model: StableLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: str | Sequence[str] = (),
+) -> Iterator[str]:
+    """`generate` for one prompt, piece by piece: each token's text as soon as its characters are whole.
+
+    The pieces joined are what `generate` returns. Mistakes are refused by this call, not at the first
+    piece."""
+    if not isinstance(prompt, str):
+        raise InputError("stream writes one text; give it one string, or several to generate.")
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    pieces = _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop)
+    return (piece for _, piece in pieces)
+
+
+def generate_ids(
+    model: StableLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int = 64,
+    sampling: Sampling | None = None,
+    eos_ids: Sequence[int] | None = None,
+    pad_id: int | None = None,
+    real_ids: int | None = None,
+) -> Tensor:
+    """input_ids [B, S] → [B, S + N]: the prompt and N ≤ max_new_tokens new ids, on the model's device.
+
+    `attention_mask` [B, S] is 1 for real tokens; padding may be on either side. A row that has ended
+    (`eos_ids`, default the config's) is filled with `pad_id` (default the first of them). Ids ≥ `real_ids`
+    are never chosen. No `sampling` is greedy."""
+    ids = input_ids.to(model.device)
+    mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to(model.device)
+    if ids.dim() != 2 or ids.shape != mask.shape or ids.dtype not in (torch.int64, torch.int32):
+        raise InputError(
+            f"input_ids must be whole numbers [batch, tokens] with an attention_mask of the same shape, "
+            f"not {ids.dtype} {list(ids.shape)} with {list(mask.shape)}."
+        )
+    rows = [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+    ends = [model.config.eos_token_id] if eos_ids is None else list(eos_ids)
+    pad = pad_id if pad_id is not None else ends[0] if ends else model.config.eos_token_id
+    sampling = sampling or Sampling(temperature=0.0)
+    stops = torch.tensor(ends, dtype=torch.int64, device=model.device)
+    new: list[Tensor] = []
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
+    for chosen in _new_ids(model, rows, max_new_tokens, sampling, real_ids or model.config.vocab_size):
+        new.append(torch.where(ended, pad, chosen))
+        ended = ended | torch.isin(chosen, stops)
+        if bool(ended.all()):
+            break
+    return torch.cat([ids, *(column[:, None] for column in new)], dim=1)
+
+
+def _pieces(
+    model: StableLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: str | Sequence[str],
+) -> Iterator[tuple[int, str]]:
+    """(row, text) as it comes. Everything is checked before the iterator is returned."""
+    if tokenizer.size > model.config.vocab_size:
+        raise InputError(
+            f"{tokenizer.source}: {tokenizer.size:,} ids, but the model has {model.config.vocab_size:,}; "
+            "they do not belong together. Use the tokenizer that was saved with the model."
+        )
+    matchers = [StopMatcher(stop) for _ in prompts]
+    decoders = [StreamDecoder(tokenizer, skip_special_tokens=True) for _ in prompts]
+    rows = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
+    steps = _new_ids(model, rows, max_new_tokens, sampling, tokenizer.size)
+    ends = {tokenizer.eos_id, model.config.eos_token_id}
+
+    def pieces() -> Iterator[tuple[int, str]]:
+        writing = list(range(len(rows)))
+        for chosen in steps:
+            ids = chosen.tolist()
+            for row in tuple(writing):
+                if ids[row] in ends:
+                    writing.remove(row)
+                    yield from last(row)
+                    continue
+                text, stopped = matchers[row].push(decoders[row].push(ids[row]))
+                if stopped:
+                    writing.remove(row)
+                if text:
+                    yield row, text
+            if not writing:
+                return
+        for row in writing:
+            yield from last(row)
+
+    def last(row: int) -> Iterator[tuple[int, str]]:
+        text, stopped = matchers[row].push(decoders[row].flush())
+        text += "" if stopped else matchers[row].flush()
+        if text:
+            yield row, text
+
+    return pieces()
+
+
+def _new_ids(
+    model: StableLM, rows: Sequence[Sequence[int]], count: int, sampling: Sampling, real_ids: int
+) -> Iterator[Tensor]:
+    """`count` times the next id of every row [B]. The caller stops asking when all its rows have ended."""
+    context, size = model.config.max_position_embeddings, model.config.vocab_size
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"max_new_tokens must be a whole number of at least 1, not {count!r}.")
+    for number, row in enumerate(rows):
+        if not row:
+            raise InputError(
+                f"prompt {number} holds no token; start it from the separator {model.config.bos_token_id}."
+            )
+        if len(row) + count > context:
+            raise InputError(
+                f"prompt {number} has {len(row):,} tokens; with max_new_tokens {count:,} that makes "
+                f"{len(row) + count:,}, and the model's context is {context:,}. Shorten the prompt"
+                + (f", or ask for at most {context - len(row):,} new tokens." if len(row) < context else ".")
+            )
+        if not 0 <= min(row) <= max(row) < size:
+            raise InputError(f"prompt {number} holds an id outside the model's vocabulary of {size:,}.")
+    return _loop(model, rows, count, sampling, real_ids) if rows else iter(())
+
+
+@torch.inference_mode()
+def _loop(
+    model: StableLM, rows: Sequence[Sequence[int]], count: int, sampling: Sampling, real_ids: int
+) -> Iterator[Tensor]:
+    width, device = max(map(len, rows)), model.device
+    gaps = [width - len(row) for row in rows]
+    ids = torch.tensor([[0] * gap + list(row) for gap, row in zip(gaps, rows, strict=True)], device=device)
+    mask = torch.arange(width, device=device) >= torch.tensor(gaps, device=device)[:, None]  # [B, S]
+    seen = None
+    if sampling.repetition_penalty != 1:
+        seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
+        for marks, row in zip(seen, rows, strict=True):
+            marks[list(row)] = True
+    first = secrets.randbits(48) if sampling.seed is None else sampling.seed
+    seeds = [first + row for row in range(len(rows))]
+    dtype = model.compute_dtype or model.dtype
+    cache = KVCache(
+        model.config, len(rows), width + count - 1, dtype, device
+    )  # the last id is not read again
+    for position in range(count):
+        hidden = model.hidden_states(ids, mask if any(gaps) else None, cache)
+        logits = model.lm_head(hidden[:, -1]).float()  # [B, V]
+        logits[:, real_ids:] = -torch.inf
+        chosen = choose(logits, seen, sampling, seeds, position)
+        yield chosen
+        ids = chosen[:, None]
+        mask = torch.cat((mask, torch.ones_like(ids, dtype=torch.bool)), dim=1)
+        if seen is not None:
+            seen.scatter_(1, ids, True)

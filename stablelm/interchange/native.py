@@ -1,0 +1,56 @@
+"""Opens our own training checkpoints, RUN/checkpoints/step-N, for use: weights and tokenizer.
+
+The manifest is the commit mark: a directory without one was never finished and is passed over. Sizes of all
+files and the hashes of those that are read are checked (about 1 GB/s), so a flipped byte is refused by name.
+The optimizer's state is not read."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from stablelm.config import InputError
+from stablelm.config.model import from_huggingface
+from stablelm.interchange.huggingface import read_config
+from stablelm.interchange.weights import build_model, read_headers
+from stablelm.model import StableLM
+from stablelm.storage import MANIFEST, read_manifest, sha256_file
+from stablelm.tokenizer import Tokenizer
+
+_STEP = re.compile(r"step-(\d+)$")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is one finished checkpoint."""
+    files = (MANIFEST, "state.json", "config.json")
+    return (path / "model").is_dir() and all((path / name).is_file() for name in files)
+
+
+def finished_checkpoints(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first; what a killed save left is not among them."""
+    numbered = [(int(found[1]), p) for p in run.glob("checkpoints/step-*") if (found := _STEP.match(p.name))]
+    return [path for _, path in sorted(numbered) if is_checkpoint(path)]
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The finished checkpoint of a run with the highest step, or None."""
+    return next(reversed(finished_checkpoints(run)), None)
+
+
+def load_checkpoint(
+    path: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    build: type[StableLM] = StableLM,
+) -> tuple[StableLM, Tokenizer | None]:
+    """Model and tokenizer of one checkpoint directory; weights are float32 unless `dtype` says otherwise."""
+    remedy = "Use the checkpoint before it."
+    manifest = read_manifest(path, hashes=False, remedy=remedy)
+    names = [name for name in manifest["files"] if not name.startswith("optimizer/")]
+    for name in names:
+        if sha256_file(path / name) != manifest["files"][name]["sha256"]:
+            raise InputError(f"{path / name}: corrupt: its sha256 is not the manifest's. {remedy}")
+    config = from_huggingface(read_config(path), str(path / "config.json"))
+    files = [path / name for name in names if name.startswith("model/") and name.endswith(".safetensors")]
+    model = build_model(config, read_headers(files), path, dtype, device, build)
+    return model, Tokenizer.from_file(path / "tokenizer.json") if "tokenizer.json" in names else None

@@ -1,0 +1,148 @@
+"""Tensors from safetensors files into a model, checked before anything is allocated.
+
+The headers alone (some kB) say whether every tensor is there, complete, of the right shape and nothing else;
+only then is the model built, on the meta device, and each memory-mapped tensor put in its place. In the
+stored precision on the CPU nothing is copied and pages are read when first used; else one tensor at a time is
+converted. Pickled weights are never opened: a pickle can run code."""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stablelm.config import InputError, ModelConfig
+from stablelm.model import StableLM
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LARGEST_HEADER = 100_000_000
+_REMEDY = "Download or copy the file again."
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor is, and what it is."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, from its header; `InputError` names what is broken. Reads no
+    data."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+                raise InputError(
+                    f"{file}: truncated, or not a safetensors file: it promises a header of {length:,} bytes "
+                    f"and has {size:,} in all. {_REMEDY}"
+                )
+            header = json.loads(opened.read(length))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: not a safetensors file: its header is not JSON. {_REMEDY}") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{file}: not a safetensors file: its header is not a table. {_REMEDY}")
+    tensors, end = {}, 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            whole = type(dtype) is str and all(type(n) is int and n >= 0 for n in (*shape, first, last))
+        except (TypeError, KeyError, ValueError):
+            whole = False
+        if not whole:
+            raise InputError(f"{file}: the header's entry for {name!r} is broken. {_REMEDY}")
+        if dtype not in DTYPES:
+            raise InputError(f"{file}: tensor {name!r} is {dtype}; weights are one of {', '.join(DTYPES)}.")
+        if last - first != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise InputError(
+                f"{file}: tensor {name!r} of shape {list(shape)} does not fill its bytes. {_REMEDY}"
+            )
+        if 8 + length + last > size:
+            raise InputError(
+                f"{file}: truncated: tensor {name!r} ends at byte {8 + length + last:,}, "
+                f"the file has {size:,}. {_REMEDY}"
+            )
+        tensors[name], end = StoredTensor(file, DTYPES[dtype], shape), max(end, last)
+    if 8 + length + end != size:
+        raise InputError(f"{file}: {size - 8 - length - end:,} bytes after its last tensor. {_REMEDY}")
+    return tensors
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """The tensors of several files together; a name may occur once."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, stored in read_header(file).items():
+            if name in tensors:
+                raise InputError(f"{file}: tensor {name!r} is also in {tensors[name].file.name}.")
+            tensors[name] = stored
+    return tensors
+
+
+def build_model(
+    config: ModelConfig,
+    tensors: dict[str, StoredTensor],
+    where: Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    build: type[StableLM],
+) -> StableLM:
+    """A model of class `build` with these weights; `InputError` unless they are just what `config` wants."""
+    held = sum(math.prod(stored.shape) for stored in tensors.values())
+    # Far off, the model is not even built: a damaged number could make that take for ever.
+    if config.num_hidden_layers > len(tensors) or config.num_parameters > 1000 * held:
+        raise InputError(
+            f"{where}: config.json describes {config.num_parameters:,} parameters in "
+            f"{config.num_hidden_layers:,} layers, the weights hold {held:,}. "
+            "One of the two files belongs to another model."
+        )
+    with torch.device("meta"):
+        model = build(config)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    # Old converters also stored the rotary frequencies, which follow from the config.
+    tensors = {n: t for n, t in tensors.items() if n in wanted or not n.endswith("rotary_emb.inv_freq")}
+    missing, foreign = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or foreign:
+        name, *more = missing or foreign
+        also = f" (and {len(more)} more)" if more else ""
+        raise InputError(
+            f"{where}: tensor {name!r}{also} {'is missing' if missing else 'has no place'} in what "
+            "config.json describes. The weights are incomplete, or one of the files belongs to another model."
+        )
+    for name, stored in tensors.items():
+        if stored.shape != wanted[name]:
+            raise InputError(
+                f"{stored.file}: tensor {name!r} has shape {list(stored.shape)}, config.json wants "
+                f"{list(wanted[name])}. One of the two files belongs to another model."
+            )
+    dtype = dtype or tensors["lm_head.weight"].dtype
+    model.load_state_dict(_read(tensors, dtype, device), assign=True)
+    return model.eval()
+
+
+def _read(
+    tensors: dict[str, StoredTensor], dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in {stored.file: None for stored in tensors.values()}:
+        try:
+            with safe_open(os.fspath(file), framework="pt") as opened:
+                for name in (n for n, stored in tensors.items() if stored.file == file):
+                    found[name] = opened.get_tensor(name).to(device=device, dtype=dtype)
+        except SafetensorError as error:
+            raise InputError(f"{file}: {error}. {_REMEDY}") from None
+    return found

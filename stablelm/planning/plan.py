@@ -1,0 +1,82 @@
+"""What a run will do, derived from its configuration and its data before it starts.
+
+Nothing here is written back into the configuration; the plan is printed, stored with the run and with every
+checkpoint."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stablelm.config import InputError, RunConfig
+from stablelm.planning.flops import flops_per_token
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Derived quantities of one run."""
+
+    parameters: int
+    """Weights in the network."""
+    steps: int
+    """Optimizer steps in all."""
+    warmup_steps: int
+    """Steps of linear warm-up."""
+    samples: int
+    """Training windows that will be read."""
+    tokens: int
+    """Tokens that will be trained on: samples × sequence length."""
+    micro_batches: int
+    """Forward and backward passes in one full step."""
+    last_step_samples: int
+    """Windows in the last step; smaller than the others when the epochs do not fill it."""
+    flops_per_token: int
+    """6N + 12·L·h·s."""
+    checkpoint_bytes: int
+    """Disk one checkpoint takes: weights and two moments in float32."""
+    sources: dict[str, dict[str, Any]]
+    """Per source: windows in an epoch, epochs asked for, samples that will be read."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """The plan for a reader, a line each."""
+        sources = ", ".join(
+            f"{name} {about['epochs']} epochs of {about['windows']:,} windows"
+            for name, about in self.sources.items()
+        )
+        return [
+            f"{self.parameters:,} parameters, {self.flops_per_token / 1e6:,.1f} MFLOP a token",
+            f"{self.steps:,} steps ({self.warmup_steps:,} warm-up), {self.samples:,} windows",
+            f"{self.tokens:,} tokens",
+            f"sources: {sources}",
+            f"{self.micro_batches} micro-batches a step, {self.checkpoint_bytes / 1e6:,.0f} MB a checkpoint",
+        ]
+
+
+def make_plan(config: RunConfig, samples: int, sources: Mapping[str, dict[str, Any]]) -> Plan:
+    """The plan of a run over a mixture of `samples` windows; refuses more steps than the mixture has."""
+    batch = config.batch
+    full = math.ceil(samples / batch.sequences)
+    steps = full if config.steps is None else config.steps
+    if steps > full:
+        raise InputError(
+            f"steps {steps:,} × batch.sequences {batch.sequences:,} asks for {steps * batch.sequences:,} "
+            "windows; "
+            f"the epochs asked for hold {samples:,} ({full:,} steps). Raise data.epochs, or lower steps."
+        )
+    used = min(samples, steps * batch.sequences)
+    return Plan(
+        parameters=config.model.num_parameters,
+        steps=steps,
+        warmup_steps=round(config.schedule.warmup * steps),
+        samples=used,
+        tokens=used * batch.sequence_length,
+        micro_batches=math.ceil(batch.sequences / batch.micro_sequences),
+        last_step_samples=used - (steps - 1) * batch.sequences,
+        flops_per_token=flops_per_token(config.model, batch.sequence_length),
+        checkpoint_bytes=12 * config.model.num_parameters,
+        sources={name: dict(about) for name, about in sources.items()},
+    )
