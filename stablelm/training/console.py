@@ -1,0 +1,90 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere (a log file,
+Slurm)."""
+
+import sys
+from typing import Any, Protocol
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+class Console(Protocol):
+    """Where a run reports to."""
+
+    def start(self, steps: int, done: int) -> None:
+        """The loop begins: `steps` in all, `done` of them before."""
+
+    def step(self, record: dict[str, Any], eta_seconds: float, line: bool) -> None:
+        """One step was made; `line` says that it is one to print in a log."""
+
+    def message(self, text: str) -> None:
+        """One line."""
+
+    def stop(self) -> None:
+        """The loop ended."""
+
+
+def make_console() -> Console:
+    """A live console on a terminal, else plain lines."""
+    return LiveConsole() if sys.stdout.isatty() else PlainConsole()
+
+
+def describe(record: dict[str, Any]) -> str:
+    """loss, learning rate, throughput and MFU of a step, for a reader."""
+    return (
+        f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  norm {record['grad_norm']:.2f}  "
+        f"{record['tokens_per_second']:,.0f} tokens/s  MFU {100 * record['mfu']:.1f} %"
+    )
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+class PlainConsole:
+    """Lines on standard output, flushed."""
+
+    def start(self, steps: int, done: int) -> None:
+        self._steps = steps
+
+    def step(self, record: dict[str, Any], eta_seconds: float, line: bool) -> None:
+        if line:
+            self.message(
+                f"step {record['step']}/{self._steps}  {describe(record)}  ETA {duration(eta_seconds)}"
+            )
+
+    def message(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def stop(self) -> None:
+        """Nothing to close."""
+
+
+class LiveConsole:
+    """A progress bar that stays in place; messages scroll above it."""
+
+    def __init__(self) -> None:
+        self._console = RichConsole(highlight=False)
+        self._progress: Progress | None = None
+
+    def start(self, steps: int, done: int) -> None:
+        columns = (MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[about]}"))
+        self._progress = Progress(*columns, console=self._console)
+        self._progress.start()
+        self._task = self._progress.add_task("", total=steps, completed=done, about="")
+
+    def step(self, record: dict[str, Any], eta_seconds: float, line: bool) -> None:
+        assert self._progress is not None
+        about = f"{describe(record)}  ETA {duration(eta_seconds)}"
+        self._progress.update(self._task, completed=record["step"], about=about)
+
+    def message(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

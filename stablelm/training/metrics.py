@@ -1,0 +1,71 @@
+"""metrics.jsonl: one JSON object per step and per evaluation, always; TensorBoard beside it when asked.
+
+A line is flushed when it is written. On resume, lines after the checkpoint's step (and a line cut by a kill)
+are dropped, so the file reads as if the run had never stopped."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stablelm.config import InputError
+from stablelm.storage import write_text
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All whole records of a run, in order; a last line cut short by a kill is left out."""
+    path = run / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+    return records
+
+
+class Metrics:
+    """Appends records to a run's metrics; a context manager."""
+
+    def __init__(self, run: Path, step: int, tensorboard: bool = False) -> None:
+        """Keeps the records up to `step` completed steps and appends after them."""
+        kept = [record for record in read_metrics(run) if record["step"] <= step]
+        write_text(run / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = (run / METRICS).open("a", encoding="utf-8")
+        self._board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError(
+                    'logging.tensorboard needs TensorBoard: pip install "stablelm[track]", or set it to '
+                    "false."
+                ) from None
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes one record; `step` counts completed steps."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            kind = record.get("kind", "train")
+            prefix = f"{kind}/{record['source']}" if "source" in record else kind
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{prefix}/{name}", value, record["step"])
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()

@@ -1,0 +1,126 @@
+"""The page about one run: what it is, how the loss fell, what was read. Works while the run is still going
+on."""
+
+from pathlib import Path
+from typing import Any
+
+from stablelm.config import InputError
+from stablelm.interchange.native import finished_checkpoints
+from stablelm.reporting import Page, Series, line_chart
+from stablelm.storage import read_json
+from stablelm.training.console import duration
+from stablelm.training.metrics import METRICS, read_metrics
+
+
+def run_page(run: Path, title: str | None = None) -> Page:
+    """The report of the run in a directory; `InputError` when there is no run, or no step yet."""
+    records = read_metrics(run)
+    steps = [record for record in records if "kind" not in record]
+    if not steps:
+        raise InputError(
+            f"{run / METRICS}: no step yet. A report needs the directory of a run that has begun."
+        )
+    plan, config = read_json(run / "plan.json"), read_json(run / "run.json")
+    saved = finished_checkpoints(run)
+    about = read_json(saved[-1] / "about.json") if saved else {}
+    evaluations = [record for record in records if record.get("kind") == "evaluation"]
+
+    page = Page(title or f"Training run {run.name}", _subtitle(config, about))
+    page.facts(_facts(plan, steps, evaluations))
+    page.heading("Loss")
+    page.chart(
+        _loss_chart(steps, evaluations), "Mean cross-entropy in nats a token; points are held-out text."
+    )
+    if evaluations:
+        page.chart(
+            _over_steps(_by_source(evaluations, "bits_per_byte"), "Held-out bits per byte", "bits per byte"),
+            "Lower is better; comparable between tokenizers and with compressors.",
+        )
+    page.heading("Learning rate and gradient norm")
+    page.chart(_over_steps([_series("learning rate", steps, "lr")], "Learning rate", "learning rate"))
+    page.chart(
+        _over_steps([_series("gradient norm", steps, "grad_norm")], "Gradient norm before clipping", "norm")
+    )
+    page.heading("Throughput")
+    page.chart(
+        _over_steps([_series("tokens/s", steps, "tokens_per_second")], "Tokens per second", "tokens/s"),
+        f"Without evaluation and saving. FLOPs by 6N + 12·L·h·s: {plan['flops_per_token'] / 1e6:,.1f} "
+        "MFLOP a token; MFU "
+        "is against the matrix-product rate measured when the run started.",
+    )
+    page.heading("What was read")
+    page.table(
+        [
+            "source",
+            "windows an epoch",
+            "epochs asked for",
+            "windows to read",
+            *(["windows read", "epochs read"] if about else []),
+        ],
+        [_source_row(name, source, about) for name, source in plan["sources"].items()],
+        f"A window is {config['batch']['sequence_length']:,} tokens; counts up to the newest checkpoint.",
+    )
+    return page
+
+
+def _subtitle(config: dict[str, Any], about: dict[str, Any]) -> str:
+    machine = about.get("hardware", {})
+    where = (
+        f", {machine['name']}, {machine['threads']} threads, PyTorch {machine['torch']}" if machine else ""
+    )
+    return f"{config['precision']}, seed {config['seed']}{where}"
+
+
+def _facts(
+    plan: dict[str, Any], steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+) -> dict[str, object]:
+    last = steps[-1]
+    rates = sorted(record["tokens_per_second"] for record in steps)
+    facts: dict[str, object] = {
+        "Parameters": plan["parameters"],
+        "Steps": f"{last['step']:,} of {plan['steps']:,}",
+        "Tokens": last["tokens"],
+        "Training loss": round(last["loss"], 4),
+        "Tokens a second": round(rates[len(rates) // 2]),
+        "MFU": f"{100 * sorted(record['mfu'] for record in steps)[len(steps) // 2]:.1f} %",
+        "Time in steps": duration(sum(record["seconds"] for record in steps)),
+    }
+    newest = {record["source"]: record for record in evaluations}
+    return facts | {
+        f"Bits per byte, {name}": round(record["bits_per_byte"], 4) for name, record in newest.items()
+    }
+
+
+def _series(name: str, records: list[dict[str, Any]], key: str, style: str = "line") -> Series:
+    return Series(
+        name,
+        [r["step"] for r in records],
+        [r[key] for r in records],
+        "points" if style == "points" else "line",
+    )
+
+
+def _by_source(evaluations: list[dict[str, Any]], key: str, style: str = "line") -> list[Series]:
+    names = dict.fromkeys(record["source"] for record in evaluations)
+    return [_series(f"held-out {n}", [r for r in evaluations if r["source"] == n], key, style) for n in names]
+
+
+def _loss_chart(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+    smooth, mean = [], steps[0]["loss"]
+    for record in steps:
+        mean += 0.1 * (record["loss"] - mean)
+        smooth.append({"step": record["step"], "loss": mean})
+    series = [_series("each step", steps, "loss"), _series("smoothed", smooth, "loss")]
+    return _over_steps([*series, *_by_source(evaluations, "loss", "points")], "Loss", "nats a token")
+
+
+def _over_steps(series: list[Series], title: str, label: str) -> str:
+    return line_chart(series, title=title, x_label="step", y_label=label)
+
+
+def _source_row(name: str, source: dict[str, Any], about: dict[str, Any]) -> list[object]:
+    row: list[object] = [name, source["windows"], source["epochs"], source["samples"]]
+    if about:
+        seen = about["data"][name]
+        row += [seen["samples"], f"{seen['epochs']:.2f}"]
+    return row

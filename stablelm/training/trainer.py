@@ -1,0 +1,242 @@
+"""The training loop on one process: batches in order, AdamW, checkpoints, held-out loss, exact resume.
+
+The state of a run is its weights, its moments and one number, the completed steps: the order of the samples
+and the learning rate are pure functions of it. A run that was killed and resumed therefore repeats the
+undisturbed run bit for bit (same machine, threads and PyTorch). A loss or gradient that is not finite stops
+the run before the weights change."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stablelm.config import InputError, RunConfig
+from stablelm.config.errors import RunError
+from stablelm.data import Dataset, Loader
+from stablelm.evaluation import perplexity
+from stablelm.interchange import open_path
+from stablelm.interchange.native import finished_checkpoints
+from stablelm.model import StableLM
+from stablelm.planning import Plan, hardware, make_plan, matmul_peak, resolve_device
+from stablelm.storage import directory_lock, write_json, write_text
+from stablelm.training.checkpoint import (
+    clear_leftovers,
+    load_checkpoint,
+    parameter_norm,
+    save_checkpoint,
+)  # fmt: skip
+from stablelm.training.console import Console, make_console
+from stablelm.training.interruption import Interruption
+from stablelm.training.metrics import Metrics
+from stablelm.training.optimizer import make_optimizer
+from stablelm.training.resume import same_run, state_of
+from stablelm.training.schedule import scheduled_rate
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Trains as configured and returns the run's directory.
+
+    With `resume`, continues from the newest checkpoint in `config.out`, or from the start when there is none.
+    Raises `InputError` for a configuration that does not fit its data or a run that is already there,
+    `RunError` when the training itself cannot go on."""
+    run = Path(config.out)
+    saved = finished_checkpoints(run)
+    if saved and not resume:
+        raise InputError(
+            f"{run}: already holds a run ({saved[-1].name}). Continue it with --resume, or choose another "
+            "--out."
+        )
+    with directory_lock(run):
+        return Trainer(config, console or make_console()).train(resume)
+
+
+class Trainer:
+    """One run: what it reads, the network, the optimizer, and how far it is."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console, self.run = config, console, Path(config.out)
+        self.dataset = Dataset(config.data.path)
+        self.loader = Loader(self.dataset, config.data, config.batch.sequence_length, config.seed)
+        self._check_vocabulary()
+        self.plan: Plan = make_plan(config, self.loader.num_samples, self.loader.table())
+        self.device = resolve_device(config.device)
+        self.model = self._initial_model().to(self.device)
+        self.model.lm_head.chunk = config.loss_chunk
+        self.dtype = DTYPES[config.precision]
+        if config.precision != "fp32":
+            self.model.compute_dtype = self.dtype
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.step = 0
+        self.evaluations: list[dict[str, Any]] = []
+
+    def _check_vocabulary(self) -> None:
+        size, vocabulary = self.dataset.tokenizer_size, self.config.model.vocab_size
+        if vocabulary < size:
+            raise InputError(
+                f"model.vocab_size {vocabulary:,} is smaller than the {size:,} ids of "
+                f"{self.dataset.tokenizer_path}; set it to at least {size:,} (padded to a multiple of 128: "
+                f"{-(-size // 128) * 128:,})."
+            )
+
+    def _initial_model(self) -> StableLM:
+        if self.config.init is None:
+            return StableLM(self.config.model, self.config.seed)
+        model, _ = open_path(self.config.init, dtype=torch.float32)
+        if model.config != self.config.model:
+            name = next(
+                n
+                for n in type(model.config).model_fields
+                if getattr(model.config, n) != getattr(self.config.model, n)
+            )
+            raise InputError(
+                f"init: {self.config.init} has {name} {getattr(model.config, name)}, model.{name} is "
+                f"{getattr(self.config.model, name)}. Give the run the architecture of its initial weights."
+            )
+        return model
+
+    def train(self, resume: bool) -> Path:
+        """Runs to the last step; saves and stops early on Ctrl-C or SIGTERM."""
+        for name in clear_leftovers(self.run):
+            self.console.message(f"{name}: a save that was cut off; ignored and removed")
+        if resume:
+            self._resume()
+        write_json(self.run / "plan.json", self.plan.as_dict())
+        write_json(self.run / "run.json", self.config.model_dump(mode="json"))
+        write_text(self.run / "data.json", self.dataset.summary_json())
+        for line in self.plan.lines():
+            self.console.message(line)
+        if self.step == self.plan.steps:
+            self.console.message(f"{self.run}: all {self.plan.steps:,} steps are done already")
+            return self.run
+        self.peak = matmul_peak(self.device.type, self.dtype)
+        self.console.message(
+            f"{hardware(self.device)['name']}, {self.config.precision}: {self.peak / 1e9:,.0f} GFLOP/s in "
+            "matrix "
+            "products"
+        )
+        self.console.start(self.plan.steps, self.step)
+        try:
+            with (
+                Metrics(self.run, self.step, self.config.logging.tensorboard) as metrics,
+                Interruption() as interruption,
+            ):
+                self._loop(metrics, interruption)
+        finally:
+            self.console.stop()
+        return self.run
+
+    def _resume(self) -> None:
+        saved = finished_checkpoints(self.run)
+        if not saved:
+            self.console.message(f"{self.run}: no checkpoint yet; starting from step 0")
+            return
+        state = load_checkpoint(saved[-1], self.model, self.optimizer)
+        same_run(state, self.config, self.loader.fingerprint, saved[-1])
+        self.step, self.evaluations = state["step"], state["evaluations"]
+        self.console.message(f"resumed {saved[-1]} after step {self.step:,}")
+
+    def _loop(self, metrics: Metrics, interruption: Interruption) -> None:
+        config, seconds_a_step = self.config, 0.0
+        while self.step < self.plan.steps:
+            began = time.perf_counter()
+            record = self.train_step()
+            seconds = time.perf_counter() - began
+            rate = record["step_tokens"] / seconds
+            record |= {
+                "tokens_per_second": rate,
+                "mfu": rate * self.plan.flops_per_token / self.peak,
+                "seconds": seconds,
+            }
+            metrics.write(record)
+            seconds_a_step = seconds if seconds_a_step == 0 else 0.95 * seconds_a_step + 0.05 * seconds
+            last = self.step == self.plan.steps
+            self.console.step(
+                record,
+                (self.plan.steps - self.step) * seconds_a_step,
+                last or self.step % config.logging.every == 0 or self.step == 1,
+            )
+            if last or self.step % config.evaluation.every == 0:
+                self._evaluate(metrics)
+            if last or self.step % config.checkpoint.every == 0 or interruption.requested:
+                saved = self._save()
+                if interruption.requested and not last:
+                    raise RunError(
+                        f"stopped after step {self.step:,}, saved as {saved}; continue with --resume."
+                    )
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; returns its metrics."""
+        config, first = self.config, self.step * self.config.batch.sequences
+        count = min(config.batch.sequences, self.plan.samples - first)
+        samples = torch.from_numpy(self.loader.samples(first, count)).to(self.device)  # [count, L + 1]
+        tokens = count * config.batch.sequence_length
+        total = torch.zeros((), device=self.device)
+        for micro in torch.split(samples, config.batch.micro_sequences):
+            loss = self.model(micro[:, :-1], labels=micro[:, 1:])
+            (loss / tokens).backward()
+            total += loss.detach()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        value, norm_value = float(total) / tokens, float(norm)
+        if not math.isfinite(value) or not math.isfinite(norm_value):
+            raise RunError(
+                f"step {self.step + 1:,}: loss {value}, gradient norm {norm_value}; the weights were not "
+                "changed. Start "
+                "from the last good checkpoint in another directory (--set init=CHECKPOINT --out DIR) with "
+                "a lower "
+                "optimizer.lr or a longer schedule.warmup."
+            )
+        if config.optimizer.clip and norm_value > config.optimizer.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optimizer.clip, norm)
+        lr = scheduled_rate(self.step, config, self.plan)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {
+            "step": self.step, "loss": value, "lr": lr, "grad_norm": norm_value, "samples": first + count,
+            "tokens": (first + count) * config.batch.sequence_length, "step_tokens": tokens,
+        }  # fmt: skip
+
+    def _evaluate(self, metrics: Metrics) -> None:
+        for source in self.dataset.sources:
+            held_out = self.dataset.held_out(source)
+            if source not in self.config.data.epochs or held_out is None:
+                continue
+            result = perplexity(
+                self.model,
+                held_out,
+                self.dataset.text_bytes(source, "held_out"),
+                self.config.batch.sequence_length,
+                windows=self.config.evaluation.windows,
+                batch=self.config.batch.micro_sequences,
+            )
+            record = {"step": self.step, "kind": "evaluation", "source": source, **result.as_dict()}
+            metrics.write(record)
+            self.evaluations.append(record)
+            self.console.message(
+                f"step {self.step}: held-out {source}: loss {result.loss:.4f}, "
+                f"{result.bits_per_byte:.4f} bits per byte"
+            )
+
+    def _save(self) -> Path:
+        norm = parameter_norm(self.model)
+        if not math.isfinite(norm):
+            raise RunError(
+                f"step {self.step:,}: the weights are not finite; not saved. Go on from the last checkpoint."
+            )
+        about = {
+            "plan": self.plan.as_dict(),
+            "hardware": hardware(self.device),
+            "data": self.loader.seen(self.step * self.config.batch.sequences),
+            "evaluations": self.evaluations[-len(self.dataset.sources) :],
+        }
+        state = state_of(self.step, self.plan, self.config, self.loader.fingerprint, self.evaluations)
+        return save_checkpoint(
+            self.run, self.model, self.optimizer, state, about,
+            self.dataset.tokenizer_path.read_bytes(), self.config.checkpoint.keep,
+        )  # fmt: skip
