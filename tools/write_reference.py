@@ -1,9 +1,13 @@
-"""Writes configs/reference.yml, the commented list of every key of a training run (`make docs`)."""
+"""Writes the commented configurations that are generated from field docstrings (`make docs`)."""
 
 from pathlib import Path
 
-from stablelm.config.run import reference_yaml
+from stablelm.config.recipe import recipe_yaml
+from stablelm.config.run import reference_yaml, small_yaml
 from stablelm.storage import write_text
 
+GENERATED = {"reference.yml": reference_yaml, "small.yml": small_yaml, "data/example.yml": recipe_yaml}
+
 if __name__ == "__main__":
-    write_text(Path(__file__).parent.parent / "configs" / "reference.yml", reference_yaml())
+    for name, text in GENERATED.items():
+        write_text(Path(__file__).parent.parent / "configs" / name, text())

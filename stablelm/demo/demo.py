@@ -72,7 +72,9 @@ def run_demo(
             save_pretrained(model, tokenizer, out / "model")
         if not (out / "results.json").is_file():
             console.message("Evaluating on all held-out text, and compressing it with gzip and xz")
-            write_json(out / "results.json", results_of(out / "model", out / "data", WINDOW))
+            write_json(
+                out / "results.json", results_of(out / "model", out / "data", WINDOW, config.precision)
+            )
     results = read_json(out / "results.json")
     demo_page(out / "run", results).write(out / "report.html")
     for line in summary_lines(out, results):
@@ -174,7 +176,7 @@ def _run(out: Path, available: dict[str, int], steps: int, precision: str) -> di
             "model": preset("stablelm-5m", vocab_size=VOCABULARY).model_dump(),
             "data": {"path": str(out / "data"), "epochs": EPOCHS, "windows": _subset(available, steps)},
             "batch": {"sequences": BATCH, "micro_sequences": BATCH, "sequence_length": WINDOW},
-            "optimizer": {"lr": 2e-3},
+            "optimizer": {"lr": 1.2e-3},
             "schedule": {"warmup": 0.05},
             "steps": steps,
             "precision": precision,

@@ -11,6 +11,8 @@ from stablelm.storage import read_json
 from stablelm.training.console import duration
 from stablelm.training.metrics import METRICS, read_metrics
 
+EPOCHS_SHOWN = 12
+
 
 def run_page(run: Path, title: str | None = None) -> Page:
     """The report of the run in a directory; `InputError` when there is no run, or no step yet."""
@@ -48,18 +50,7 @@ def run_page(run: Path, title: str | None = None) -> Page:
         "MFLOP a token; MFU "
         "is against the matrix-product rate measured when the run started.",
     )
-    page.heading("What was read")
-    page.table(
-        [
-            "source",
-            "windows an epoch",
-            "epochs asked for",
-            "windows to read",
-            *(["windows read", "epochs read"] if about else []),
-        ],
-        [_source_row(name, source, about) for name, source in plan["sources"].items()],
-        f"A window is {config['batch']['sequence_length']:,} tokens; counts up to the newest checkpoint.",
-    )
+    _what_was_read(page, run, plan, config["batch"]["sequence_length"], about)
     return page
 
 
@@ -118,9 +109,24 @@ def _over_steps(series: list[Series], title: str, label: str) -> str:
     return line_chart(series, title=title, x_label="step", y_label=label)
 
 
-def _source_row(name: str, source: dict[str, Any], about: dict[str, Any]) -> list[object]:
-    row: list[object] = [name, source["windows"], source["epochs"], source["samples"]]
-    if about:
-        seen = about["data"][name]
-        row += [seen["samples"], f"{seen['epochs']:.2f}"]
-    return row
+def _what_was_read(page: Page, run: Path, plan: dict[str, Any], window: int, about: dict[str, Any]) -> None:
+    """Per source and epoch, up to the newest checkpoint: windows read, and tokens that no window holds."""
+    page.heading("What was read")
+    accounting = read_json(run / "accounting.json")
+    rows: list[list[object]] = []
+    for name in plan["sources"]:
+        left = about["data"][name]["samples"] if about else 0
+        epochs = accounting[name]["epochs"]
+        for entry in epochs[:EPOCHS_SHOWN]:
+            read = min(left, entry["windows"])
+            left -= read
+            rows.append([name, entry["epoch"] + 1, entry["windows"], read, entry["remainder"]])
+        if rest := epochs[EPOCHS_SHOWN:]:
+            rows.append([name, f"{len(rest)} more", sum(entry["windows"] for entry in rest), left, ""])
+    page.table(
+        ["source", "epoch", "windows to read", "windows read", "tokens left over"],
+        rows,
+        f"A window is {window:,} tokens. Each window of an epoch is read once; the tokens left over are too "
+        "few for one, lie elsewhere in each epoch, and are listed by document in accounting.json. Counts up to "
+        "the newest checkpoint.",
+    )

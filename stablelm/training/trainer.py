@@ -107,6 +107,7 @@ class Trainer:
         write_json(self.run / "plan.json", self.plan.as_dict())
         write_json(self.run / "run.json", self.config.model_dump(mode="json"))
         write_text(self.run / "data.json", self.dataset.summary_json())
+        write_json(self.run / "accounting.json", self.loader.accounting())
         for line in self.plan.lines():
             self.console.message(line)
         if self.step == self.plan.steps:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from stablelm.config import InputError, RunConfig, load_run_config
-from stablelm.config.run import as_fraction, reference_yaml, run_config
+from stablelm.config.run import as_fraction, reference_yaml, run_config, small_yaml
 from stablelm.config.schema import Schema, validate
 
 DATA = {"path": "prepared", "epochs": {"web": 4, "code": 1}}
@@ -95,6 +95,14 @@ def test_the_reference_is_not_stale(root):
     assert (root / "configs" / "reference.yml").read_text(encoding="utf-8") == reference_yaml(), (
         "run `make docs`"
     )
+
+
+def test_the_small_run_is_not_stale_and_valid(root):
+    path = root / "configs" / "small.yml"
+    assert path.read_text(encoding="utf-8") == small_yaml(), "run `make docs`"
+    config = load_run_config(path)
+    assert config.model.num_parameters == 15_147_264
+    assert config.checkpoint.keep == 3
 
 
 def test_the_reference_is_a_valid_run_of_defaults():

@@ -30,7 +30,7 @@ def token_file(tmp_path, lengths):
 
 
 def brute_force(model, tokens, window, stride):
-    """Each token once: from the window that holds it and, after the first, starts `window − stride` before."""
+    """Each token once: from its window, which after the first starts `window − stride` tokens before."""
     stream = torch.tensor([0, *tokens.tokens(0, tokens.num_tokens).tolist()])
     total, start, predicted = 0.0, 0, 0
     while predicted < len(stream) - 1:
