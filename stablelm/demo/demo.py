@@ -26,6 +26,7 @@ from stablelm.demo.corpus import write_corpus
 from stablelm.demo.results import demo_page, results_of, summary_lines
 from stablelm.interchange import open_path
 from stablelm.interchange.huggingface import save_pretrained
+from stablelm.interchange.native import finished_checkpoints
 from stablelm.planning import matmul_peak
 from stablelm.storage import directory_lock, read_json, write_json
 from stablelm.tokenizer.training import train_tokenizer
@@ -66,7 +67,7 @@ def run_demo(
     with directory_lock(out):
         _prepare(out, console)
         config = run_config(_fix_run(out, minutes, steps, console), str(out / "demo.json"))
-        train(config, resume=True, console=console)
+        train(config, resume=bool(finished_checkpoints(out / "run")), console=console)
         if not (out / "model" / "config.json").is_file():
             model, tokenizer = open_path(out / "run")
             save_pretrained(model, tokenizer, out / "model")

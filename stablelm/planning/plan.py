@@ -44,14 +44,12 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan for a reader, a line each."""
         sources = ", ".join(
-            f"{name} {about['epochs']} epochs of {about['windows']:,} windows"
-            for name, about in self.sources.items()
+            f"{name} {about['windows']:,} windows × {about['epochs']}" for name, about in self.sources.items()
         )
         return [
             f"{self.parameters:,} parameters, {self.flops_per_token / 1e6:,.1f} MFLOP a token",
-            f"{self.steps:,} steps ({self.warmup_steps:,} warm-up), {self.samples:,} windows",
-            f"{self.tokens:,} tokens",
-            f"sources: {sources}",
+            f"{self.steps:,} steps ({self.warmup_steps:,} warm-up), {self.tokens:,} tokens",
+            f"{self.samples:,} windows, by source and epochs: {sources}",
             f"{self.micro_batches} micro-batches a step, {self.checkpoint_bytes / 1e6:,.0f} MB a checkpoint",
         ]
 

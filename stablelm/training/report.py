@@ -127,6 +127,6 @@ def _what_was_read(page: Page, run: Path, plan: dict[str, Any], window: int, abo
         ["source", "epoch", "windows to read", "windows read", "tokens left over"],
         rows,
         f"A window is {window:,} tokens. Each window of an epoch is read once; the tokens left over are too "
-        "few for one, lie elsewhere in each epoch, and are listed by document in accounting.json. Counts up to "
-        "the newest checkpoint.",
+        "few for one, lie elsewhere in each epoch, and are listed by document in accounting.json. Counted "
+        "up to the newest checkpoint.",
     )
