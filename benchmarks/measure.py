@@ -74,6 +74,7 @@ def write_result(name: str, values: dict[str, Any], hardware: dict[str, Any]) ->
         "hardware": hardware,
         **values,
     }
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path

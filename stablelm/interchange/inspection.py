@@ -84,7 +84,7 @@ def _dataset(path: Path, verify: bool) -> Facts:
         for side in ("train", "held_out"):
             about = dataset.info(name)[side]
             facts[f"{name}, {side.replace('_', ' ')}"] = (
-                f"{about['documents']:,} documents, {about['tokens']:,} tokens, {about['bytes']:,} bytes of text"
+                f"{about['documents']:,} documents, {about['tokens']:,} tokens, {about['bytes']:,} bytes"
             )
     return {**facts, "fingerprint": dataset.fingerprint, **({"verified": "every byte"} if verify else {})}
 
