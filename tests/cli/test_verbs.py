@@ -151,7 +151,7 @@ def test_the_real_command(tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path}: nothing known is in this directory")
     probe = (
         "import sys; sys.argv = ['stablelm', '--help']\n"
-        "from stablelm.cli.main import app\n"
-        "try: app()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        "from stablelm.cli.main import main\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True)
