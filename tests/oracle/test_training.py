@@ -101,4 +101,4 @@ def test_losses_norms_rates_and_final_weights_agree(run):
     theirs = dict(model.named_parameters())
     for name, parameter in final.named_parameters():
         assert (parameter - theirs[name]).abs().max() <= 1e-4, name
-    assert ours[-1]["loss"] < ours[0]["loss"] - 1
+    assert ours[-1]["loss"] < ours[0]["loss"] - 0.7
