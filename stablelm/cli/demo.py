@@ -8,14 +8,10 @@ import typer
 
 def demo(
     minutes: Annotated[
-        float | None, typer.Option(help="Training time to aim at; may be 0.5.  [default: 3]")
+        float | None, typer.Option(help="Training time; may be 0.5.", show_default="3")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Train exactly this many steps instead; nothing is timed.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Directory for everything; the model is OUT/model.")] = Path(
-        "runs/demo"
-    ),
+    steps: Annotated[int | None, typer.Option(help="Train exactly this many steps, without timing.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory; the model is OUT/model.")] = Path("runs/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue a demo that was interrupted.")] = False,
 ) -> None:
     """Turn the Python library's own text into a small trained model that writes, and a report.
@@ -24,4 +20,8 @@ def demo(
     """
     from stablelm.demo import run_demo
 
-    run_demo(out, minutes=minutes, steps=steps, resume=resume)
+    try:
+        run_demo(out, minutes=minutes, steps=steps, resume=resume)
+    except KeyboardInterrupt:
+        typer.echo(f"Continue with: stablelm demo --out {out} --resume", err=True)
+        raise

@@ -1,29 +1,21 @@
 """`stablelm init`, `inspect` and `export`: models as files."""
 
 import json
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class Precision(str, Enum):
-    """Precision of saved weights."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
+from stablelm.cli.options import Overrides, Precision
 
 
 def init(
     out: Annotated[Path, typer.Argument(help="Directory to write, in the Hugging Face layout.")],
     preset: Annotated[str, typer.Option(help="Architecture, for example stablelm-3b-4e1t or stablelm-5m.")],
-    seed: Annotated[int, typer.Option(help="The weights are drawn from it.")] = 1234,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a size: --set num_hidden_layers=2")
-    ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json to put beside the weights.")] = None,
-    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = Precision.fp32,
+    seed: Annotated[int, typer.Option(min=0, help="The weights are drawn from it.")] = 1234,
+    set_: Overrides = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json to put beside them.")] = None,
+    dtype: Precision = "fp32",
 ) -> None:
     """Write a model with fresh random weights.
 
@@ -41,48 +33,41 @@ def init(
     refuse_existing(out)
     config = validate(ModelConfig, apply_overrides({"preset": preset}, set_ or []), "init")
     words = Tokenizer.from_file(tokenizer) if tokenizer else None
-    kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype.value]
+    kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     require_space(out, config.num_parameters * kept.itemsize, "the model")
     with torch.device("meta"):
         model = StableLM(config).to(kept)
     model = model.to_empty(device="cpu")
     initialize(model, config, seed)
     save_pretrained(model, words, out)
-    typer.echo(f"{out}: {model.num_parameters():,} parameters, {dtype.value}, seed {seed}")
+    typer.echo(f"{out}: {model.num_parameters():,} parameters, {dtype}, seed {seed}")
 
 
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(help="A model, a run, a checkpoint, a prepared dataset, a token file or a tokenizer."),
+        typer.Argument(
+            help="A model, run, checkpoint, demo or dataset, a token file (or its name without suffix), a "
+            "tokenizer, a .safetensors file."
+        ),
     ],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Also read every byte: hashes, tensors, finiteness.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte: hashes, finiteness.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Say what PATH is: format, architecture, sizes, tokenizer.
+    """Say what PATH is: format, architecture, sizes, tokenizer. Refuses by name what is broken.
 
     Example: stablelm inspect runs/demo/model --verify
     """
-    from stablelm.interchange.inspection import describe
+    from stablelm.interchange.inspection import as_lines, describe
 
     facts = describe(path, verify=verify)
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        typer.echo(f"{name:<{width}}  {shown}")
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else "\n".join(as_lines(facts)))
 
 
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A run (its newest checkpoint), a checkpoint, or a model directory.")
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="A run (its newest checkpoint), a checkpoint, a model.")],
     out: Annotated[Path, typer.Argument(help="Directory to write, in the Hugging Face layout.")],
-    dtype: Annotated[Precision, typer.Option(help="Precision of the weights.")] = Precision.fp32,
+    dtype: Precision = "fp32",
 ) -> None:
     """Write a directory that transformers and this package load unchanged.
 
@@ -95,7 +80,9 @@ def export(
     from stablelm.storage import refuse_existing
 
     refuse_existing(out)
-    kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype.value]
+    kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     model, tokenizer = open_path(checkpoint, dtype=kept)
     save_pretrained(model, tokenizer, out)
-    typer.echo(f"{out}: {model.num_parameters():,} parameters, {dtype.value}")
+    if tokenizer is None:
+        typer.echo(f"warning: {checkpoint} has no tokenizer.json, so {out} has none either", err=True)
+    typer.echo(f"{out}: {model.num_parameters():,} parameters, {dtype}")

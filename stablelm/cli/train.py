@@ -1,18 +1,19 @@
 """`stablelm train` and `stablelm report`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from stablelm.cli.options import Overrides
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML run; configs/reference.yml documents every key.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key: --set optimizer.lr=1e-4")
-    ] = None,
+    set_: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory of the run, instead of the configuration's.")
+        str | None, typer.Option(help="Directory of the run.", show_default="CONFIG's out")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
@@ -21,23 +22,30 @@ def train(
     Example: stablelm train configs/small.yml --set batch.micro_sequences=8 --resume
     """
     from stablelm.config import load_run_config
+
+    place = [] if out is None else [f"out={json.dumps(out)}"]
+    wanted = load_run_config(config, [*(set_ or []), *place])  # a mistake is told before PyTorch is loaded
     from stablelm.training import train as run_training
 
-    overrides = [*(set_ or []), *([f"out={str(out)!r}"] if out is not None else [])]
-    run = run_training(load_run_config(config, overrides), resume=resume)
+    run = run_training(wanted, resume=resume)
     typer.echo(f"{run}: done. Next: stablelm report {run}, or stablelm generate {run} 'Once upon a time'")
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Directory of a run, also one that is still going on.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write, by default RUN/report.html.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML to write.", show_default="RUN/report.html")] = None,
 ) -> None:
     """Write one self-contained page about a run: curves, throughput, what was read.
 
     Example: stablelm report runs/small
     """
+    from stablelm.config import InputError
     from stablelm.training.report import run_page
 
+    if not run.is_dir():
+        raise InputError(f"{run}: no such directory; give that of a run, its `out`.")
+    if (run / "run" / "run.json").is_file():
+        raise InputError(f"{run}: holds a demo; its run is {run / 'run'}, its report {run / 'report.html'}.")
     target = out or run / "report.html"
     run_page(run).write(target)
     typer.echo(str(target))

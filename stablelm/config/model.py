@@ -6,7 +6,7 @@ rules of the original run (GPT-NeoX's `mlp_multiple_of: 256`)."""
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from stablelm.config.errors import InputError
 from stablelm.config.schema import Schema, suggest, validate
@@ -31,15 +31,15 @@ class ModelConfig(Schema):
     """Transformer blocks."""
     num_attention_heads: int = 32
     """Attention heads; they divide hidden_size."""
-    max_position_embeddings: int = 4096
+    max_position_embeddings: int = Field(4096, ge=1)
     """Context length in tokens."""
     partial_rotary_factor: float = 0.25
     """Share of each head's dimensions that is rotated (Black et al., 2022)."""
-    rope_theta: float = 10_000.0
+    rope_theta: float = Field(10_000.0, gt=0)
     """Base of the rotary frequencies."""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = Field(1e-5, gt=0)
     """Added to the variance in every LayerNorm."""
-    initializer_range: float = 0.02
+    initializer_range: float = Field(0.02, ge=0)
     """Standard deviation of initial weights; residual outputs get it divided by √(2·layers), as in
     GPT-NeoX."""
     bos_token_id: int = 0

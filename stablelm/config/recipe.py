@@ -54,9 +54,9 @@ class SourceConfig(Schema):
 class DataRecipe(Schema):
     """Raw text to token files."""
 
-    out: str
+    out: str = Field(min_length=1)
     """Directory to write; must not exist yet."""
-    tokenizer: str
+    tokenizer: str = Field(min_length=1)
     """A tokenizer.json, or a directory that holds one."""
     sources: list[SourceConfig] = Field(min_length=1)
     """What is read, each source mixed by its own number of epochs later."""

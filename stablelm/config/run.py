@@ -118,7 +118,7 @@ class LoggingConfig(Schema):
 class RunConfig(Schema):
     """One training run."""
 
-    out: str = "runs/stablelm"
+    out: str = Field("runs/stablelm", min_length=1)
     """Directory of the run: metrics, checkpoints, report."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     """Architecture; `preset: NAME` starts from a named one and the other keys change it."""

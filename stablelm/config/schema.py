@@ -105,9 +105,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     result: dict[str, Any] = _deep_copy(values)
     for override in overrides:
         path, equals, text = override.partition("=")
-        if not equals or not path.strip():
-            raise InputError(f"--set {override}: write it as key=value, for example --set optimizer.lr=1e-4.")
         keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise InputError(f"--set {override}: write it as key=value, for example --set optimizer.lr=1e-4.")
         node = result
         for depth, key in enumerate(keys[:-1]):
             child = node.setdefault(key, {})
@@ -133,20 +133,28 @@ def validate(schema: type[S], values: Mapping[str, Any], source: str) -> S:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(schema, fault)}" for fault in error.errors(include_url=False)]
+        faults = {_location(fault): fault for fault in reversed(error.errors(include_url=False))}
+        lines = [f"{source}: {_explain(schema, faults[place], place)}" for place in reversed(faults)]
         raise InputError("\n".join(lines)) from None
 
 
-def _explain(schema: type[Schema], fault: Any) -> str:
+def _location(fault: Any) -> tuple[str | int, ...]:
+    """The user's keys alone; Pydantic also names the branch of a union that it tried, and marks keys."""
     location = [part for part in fault["loc"] if not (isinstance(part, str) and "[" in part)]
-    where = ".".join(str(part) for part in location) or "(top level)"
+    return tuple(location[:-1] if location and location[-1] in ("float", "str") else location)
+
+
+def _explain(schema: type[Schema], fault: Any, location: Sequence[str | int]) -> str:
+    where = ".".join(map(str, location)) + ": " if location else ""
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key{suggest(str(location[-1]), _valid_names(schema, location[:-1]))}"
+        return f"{where}unknown key{suggest(str(location[-1]), _valid_names(schema, location[:-1]))}"
     if fault["type"] == "missing":
-        return f"{where}: this key is required."
+        return f"{where}this key is required."
     message = fault["msg"].removeprefix("Value error, ")
     given = "" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
-    return f"{where}: {message}{given}"
+    if fault["input"] is None and location and ":" in str(location[-1]):
+        given += "; YAML wants a space after a colon"
+    return f"{where}{message}{given}"
 
 
 def suggest(name: str, valid: Sequence[str]) -> str:

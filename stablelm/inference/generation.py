@@ -6,7 +6,7 @@ batch are padded on the left; a row's text is the one it would have alone. Nothi
 separator."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 import torch
@@ -73,15 +73,16 @@ def stream(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    on_token: Callable[[int], object] = lambda token: None,
 ) -> Iterator[str]:
     """`generate` for one prompt, piece by piece: each token's text as soon as its characters are whole.
 
     The pieces joined are what `generate` returns. Mistakes are refused by this call, not at the first
-    piece."""
+    piece. `on_token` is called with every id that is drawn, also those that show no text."""
     if not isinstance(prompt, str):
         raise InputError("stream writes one text; give it one string, or several to generate.")
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    pieces = _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop)
+    pieces = _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop, on_token)
     return (piece for _, piece in pieces)
 
 
@@ -130,6 +131,7 @@ def _pieces(
     max_new_tokens: int,
     sampling: Sampling,
     stop: str | Sequence[str],
+    on_token: Callable[[int], object] = lambda token: None,
 ) -> Iterator[tuple[int, str]]:
     """(row, text) as it comes. Everything is checked before the iterator is returned."""
     if tokenizer.size > model.config.vocab_size:
@@ -148,6 +150,7 @@ def _pieces(
         for chosen in steps:
             ids = chosen.tolist()
             for row in tuple(writing):
+                on_token(ids[row])
                 if ids[row] in ends:
                     writing.remove(row)
                     yield from last(row)
@@ -179,18 +182,19 @@ def _new_ids(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"max_new_tokens must be a whole number of at least 1, not {count!r}.")
     for number, row in enumerate(rows):
+        name = "the prompt" if len(rows) == 1 else f"prompt {number}"
         if not row:
             raise InputError(
-                f"prompt {number} holds no token; start it from the separator {model.config.bos_token_id}."
+                f"{name} holds no token; start it from the separator {model.config.bos_token_id}."
             )
         if len(row) + count > context:
             raise InputError(
-                f"prompt {number} has {len(row):,} tokens; with max_new_tokens {count:,} that makes "
+                f"{name} has {len(row):,} tokens; with max_new_tokens {count:,} that makes "
                 f"{len(row) + count:,}, and the model's context is {context:,}. Shorten the prompt"
                 + (f", or ask for at most {context - len(row):,} new tokens." if len(row) < context else ".")
             )
         if not 0 <= min(row) <= max(row) < size:
-            raise InputError(f"prompt {number} holds an id outside the model's vocabulary of {size:,}.")
+            raise InputError(f"{name} holds an id outside the model's vocabulary of {size:,}.")
     return _loop(model, rows, count, sampling, real_ids) if rows else iter(())
 
 

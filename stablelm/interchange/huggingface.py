@@ -57,6 +57,9 @@ def save_pretrained(
             save_file(
                 {name: tensors[name].cpu().contiguous() for name in shard}, aside / file, {"format": "pt"}
             )
+            (aside / file).chmod(
+                (aside / "config.json").stat().st_mode
+            )  # safetensors lets only its owner read
             names |= dict.fromkeys(shard, file)
         if len(shards) > 1:
             write_json(aside / INDEX, {"metadata": {"total_size": total}, "weight_map": names})

@@ -37,6 +37,10 @@ def locate(path: str | Path) -> Path:
         raise InputError(f"{path}: no such directory.{hub if is_hub_id else ''}")
     if not folder.is_dir():
         raise InputError(f"{path}: a file; give the directory that holds it together with its config.json.")
+    if (folder / "state.json").is_file() and not is_checkpoint(folder):
+        raise InputError(
+            f"{path}: a checkpoint that was never finished, or has lost a part. Use the one before."
+        )
     if (folder / "config.json").is_file():  # a checkpoint has one too
         return folder
     if (folder / "model" / "config.json").is_file():

@@ -39,7 +39,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise InputError(f"device {name!r} does not exist; write auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r}: this machine has no usable CUDA GPU; write --set device=cpu.")
+        raise InputError(f"device {name!r}: this machine has no usable CUDA GPU; use cpu or auto.")
     return device
 
 

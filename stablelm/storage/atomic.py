@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,10 +36,11 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and "No space left on device" not in str(error):
             raise
+        shown = re.sub(rf"{re.escape(TEMPORARY)}\d+", "", str(path))
         raise DiskFullError(
             errno.ENOSPC,
-            f"{path}: the disk is full; nothing incomplete was kept under that name. Free some space and run "
-            "again",
+            f"{shown}: the disk is full; nothing incomplete was kept under that name. Free some space and "
+            "run again",
         ) from error
 
 
@@ -121,11 +123,24 @@ def commit_directory(aside: Path, path: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Refuses an output that is already there, unless it is an empty directory."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() or path.is_symlink():
+    """Refuses an output that is already there, unless it is an empty directory, and one that cannot be
+    written."""
+    if (path.exists() or path.is_symlink()) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path}: already exists. Choose another name, or remove it first.")
+    if path.name in ("", ".."):  # nothing can be renamed to it
+        raise InputError(f"{path}: an empty directory, but one without a name of its own. Name a new one.")
+    require_writable(path)
+
+
+def require_writable(path: Path) -> None:
+    """Refuses, before work starts, a `path` that could not be made."""
+    above = next((folder for folder in path.parents if os.path.lexists(folder)), Path(".."))
+    if not above.is_dir():
+        raise InputError(f"{path}: {above} is a file, not a folder. Choose another path.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{path}: {above} cannot be written to. Change its permissions, or choose another path."
+        )
 
 
 def remove_leftovers(path: Path) -> None:

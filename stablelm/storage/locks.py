@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stablelm.config.errors import InputError
+from stablelm.storage.atomic import require_writable
 
 try:
     import fcntl
@@ -19,6 +20,9 @@ def directory_lock(directory: str | Path) -> Iterator[None]:
     """Holds `directory/.lock` while the block runs; a second holder is refused with the first one's process
     id."""
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file, not a folder. Choose another path.")
+    require_writable(directory / ".lock" if directory.is_dir() else directory)
     directory.mkdir(parents=True, exist_ok=True)
     handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -194,3 +194,15 @@ def test_writing_and_reading_keeps_the_network(name):
     assert written["model_type"] == "stablelm"
     assert written["torch_dtype"] == "float32"
     assert written["num_key_value_heads"] == config.num_attention_heads
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_theta", 0), ("rope_theta", -1), ("layer_norm_eps", 0), ("layer_norm_eps", -1e-5),
+        ("initializer_range", -0.1), ("max_position_embeddings", 0),
+    ],
+)  # fmt: skip
+def test_a_number_that_makes_no_network_is_refused_by_key(key, value):
+    with pytest.raises(InputError, match=f"{key}: Input should be greater"):
+        preset("stablelm-1m", **{key: value})

@@ -127,3 +127,8 @@ def test_a_changed_default_changes_the_reference():
     """The staleness test above can fail: the file is made from the values, not from a copy of itself."""
     assert "# Peak learning rate. (float, default 0.00032)" in reference_yaml()
     assert "lr: 0.00032" in reference_yaml()
+
+
+def test_an_empty_out_is_refused():
+    with pytest.raises(InputError, match="out: String should have at least 1 character"):
+        run_config({"out": "", "data": {"path": "x", "epochs": {"a": 1}}})

@@ -197,3 +197,29 @@ def test_commented_yaml_documents_and_reads_back():
         assert part in text
     assert "(int | None, default null)" in text
     assert validate(Outer, parse_yaml(text, "generated"), "generated") == Outer(inner=Inner(name="x: y"))
+
+
+def test_a_fault_in_a_value_of_several_types_is_one_line_under_the_users_key():
+    class Mix(Schema):
+        epochs: dict[str, float | str]
+        """x"""
+
+    for value in (None, [1], float("nan")):
+        with pytest.raises(InputError) as caught:
+            validate(Mix, {"epochs": {"web": value, "code": 1}}, "mix.yml")
+        assert str(caught.value).startswith("mix.yml: epochs.web: Input should be a ")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"epochs\.web:4: .*; YAML wants a space after a colon"):
+        validate(Mix, {"epochs": parse_yaml("{web:4}", "mix.yml")}, "mix.yml")
+
+
+def test_a_fault_of_the_whole_mapping_names_only_the_file():
+    with pytest.raises(InputError, match=r"^run\.yml: batch\.sequence_length 9000 is longer"):
+        values = {"data": {"path": "x", "epochs": {"a": 1}}, "batch": {"sequence_length": 9000}}
+        validate(RunConfig, values, "run.yml")
+
+
+@pytest.mark.parametrize("override", [".=1", "optimizer.=1", ".lr=1", "a..b=1", " =1", "=1", "a"])
+def test_an_override_names_a_key(override):
+    with pytest.raises(InputError, match="write it as key=value"):
+        apply_overrides({}, [override])

@@ -126,6 +126,18 @@ def test_a_stream_is_the_text_in_pieces(model: StableLM, tokenizer: Tokenizer, p
     assert all(pieces)
 
 
+def test_a_stream_tells_every_id_it_draws(tokenizer: Tokenizer) -> None:
+    ids = [5, 6, *tokenizer.encode("é")[:1], 7, tokenizer.eos_id, 9]
+    heard: list[int] = []
+    text = "".join(stream(scripted(ids), tokenizer, "p", max_new_tokens=6, on_token=heard.append))
+    assert heard == ids[:5], "the end token too, and nothing after it"
+    assert text == tokenizer.decode(ids[:4])
+    heard.clear()
+    stop = tokenizer.decode([6])
+    assert list(stream(scripted(ids), tokenizer, "p", max_new_tokens=6, stop=stop, on_token=heard.append))
+    assert heard == ids[:2], "the tokens of the stop text were drawn as well"
+
+
 def test_pieces_come_token_by_token_from_the_last_position_only(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("one two three")
     model = scripted(ids)
@@ -313,7 +325,7 @@ def test_ids_that_cannot_be_read_are_refused(model: StableLM) -> None:
         (torch.tensor([[1, 1024]]), None, "outside the model's vocabulary of 1,024"),
         (torch.tensor([[1, -1]]), None, "outside"),
         (torch.tensor([[1, 2], [1, 2]]), torch.tensor([[1, 1], [0, 0]]), "prompt 1 holds no token"),
-        (torch.zeros(1, 0, dtype=torch.int64), None, "prompt 0 holds no token"),
+        (torch.zeros(1, 0, dtype=torch.int64), None, "the prompt holds no token"),
     ):
         with pytest.raises(InputError, match=message):
             generate_ids(model, ids, mask)

@@ -317,3 +317,8 @@ def test_the_single_file_wins_over_a_stale_index(saved: Path, model: StableLM) -
 def test_json_files_are_plain(saved: Path) -> None:
     for file in saved.glob("*.json"):
         json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_all_files_of_an_export_can_be_read_by_the_same_people(tmp_path: Path) -> None:
+    save_pretrained(StableLM(preset("stablelm-1m", num_hidden_layers=1), seed=1), None, tmp_path / "m")
+    assert len({file.stat().st_mode for file in (tmp_path / "m").iterdir()}) == 1

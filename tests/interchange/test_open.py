@@ -67,3 +67,12 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(InputError, match="loop: no such directory"):
         locate(tmp_path / "loop")
+
+
+def test_a_checkpoint_that_was_never_finished_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "step-000010"
+    (folder / "model").mkdir(parents=True)
+    for name in ("state.json", "config.json"):
+        (folder / name).write_text("{}")
+    with pytest.raises(InputError, match="step-000010: a checkpoint that was never finished"):
+        open_path(folder)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,10 @@ from stablelm.storage import (
     DiskFullError,
     atomic_directory,
     atomic_file,
+    directory_lock,
     explain_full_disk,
     read_json,
+    refuse_existing,
     require_space,
     write_json,
     write_text,
@@ -299,3 +302,47 @@ def test_killed_between_the_two_renames_the_old_directory_comes_back(tmp_path):
         raise KeyError("stop")
     assert (path / "a").read_text() == "old"
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["file/out", "file/deep/out"])
+def test_an_output_below_a_file_is_refused_before_work(tmp_path, name):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=f"{name}: .*file is a file, not a folder"):
+        refuse_existing(tmp_path / name)
+    with pytest.raises(InputError, match=r"run: .*file is a file"), directory_lock(tmp_path / "file" / "run"):
+        pytest.fail("the block must not run")
+    with pytest.raises(InputError, match=r"file: is a file"), directory_lock(tmp_path / "file"):
+        pytest.fail("the block must not run")
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch):
+    """`os.access` is replaced, since root may write everywhere."""
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(Path(path)) or False)
+    with pytest.raises(InputError, match="cannot be written to"):
+        refuse_existing(tmp_path / "new" / "out")
+    assert asked == [tmp_path], "the nearest folder that is there"
+    with pytest.raises(InputError, match="cannot be written to"), directory_lock(tmp_path / "run"):
+        pytest.fail("the block must not run")
+    assert names(tmp_path) == []
+
+
+def test_relative_outputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("out", "new/out"):
+        refuse_existing(Path(name))
+    for name in (".", "", "new/.."):
+        with pytest.raises(InputError, match=r"Name a new one|already exists"):
+            refuse_existing(Path(name))
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(InputError, match=r"^\.: already exists"):
+        refuse_existing(Path("."))
+
+
+def test_a_full_disk_is_told_under_the_name_the_user_gave(tmp_path):
+    with (
+        pytest.raises(DiskFullError, match=r"/out/tokenizer\.json: the disk is full"),
+        explain_full_disk(tmp_path / "out.tmp-4711" / "tokenizer.json"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
