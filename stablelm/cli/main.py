@@ -69,9 +69,8 @@ def _run(arguments: list[str], debug: bool) -> int:
         if arguments == ["--version"]:
             print(f"stablelm {stablelm.__version__}")
             return 0
-        code = application()(arguments, prog_name="stablelm", standalone_mode=False)
-        if code == 130:  # Typer's word for Ctrl-C
-            raise KeyboardInterrupt
+        if (code := application()(arguments, prog_name="stablelm", standalone_mode=False)) == 130:
+            raise KeyboardInterrupt  # Typer has caught it
         return code or 0
     except Exception as error:
         if debug and not hasattr(error, "format_message"):  # which Typer's errors have
@@ -109,7 +108,7 @@ def _explain(error: Any) -> int:
         message, code = f"{where}{error.strerror or error}.", 1
         if remedy:
             message, code = f"{message} {remedy}.", 2
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    elif isinstance(error, MemoryError) or re.search("OutOfMemory|t allocate memory", repr(error)):
         message, code = f"out of memory ({error}). Lower batch.micro_sequences, or use a smaller model.", 1
     else:
         message, code = f"{type(error).__name__}: {error}\nThis is a bug; --debug shows where.", 1

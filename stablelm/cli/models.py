@@ -80,8 +80,7 @@ def export(
     from stablelm.storage import refuse_existing
 
     refuse_existing(out)
-    kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    model, tokenizer = open_path(checkpoint, dtype=kept)
+    model, tokenizer = open_path(checkpoint, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
     save_pretrained(model, tokenizer, out)
     if tokenizer is None:
         typer.echo(f"warning: {checkpoint} has no tokenizer.json, so {out} has none either", err=True)

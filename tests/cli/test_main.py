@@ -42,6 +42,8 @@ def no_space(*given):
          "error: x: Is a directory. Name a file.\n"),
         (MemoryError(), 1, "error: out of memory (). Lower batch.micro_sequences, or use a smaller model.\n"),
         (torch.OutOfMemoryError("5 GB"), 1, "error: out of memory (5 GB). Lower batch.micro_sequences"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes."), 1,
+         "error: out of memory ([enforce fail] DefaultCPUAllocator"),
         (ZeroDivisionError("division"), 1, "error: ZeroDivisionError: division\nThis is a bug; --debug"),
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],
@@ -193,10 +195,9 @@ def test_ctrl_c_ends_a_text_and_any_start(world):
     child.stdout.read()
     told = child.stderr.read()
     assert (child.wait(60), told) == (130, b"stopped\n") or told.startswith(b"126 tokens"), told
-    for delay in (0.2, 0.5, 1.0):  # somewhere in the imports
+    for delay in (0.2, 0.6):  # somewhere in the imports
         child = start("generate", world / "model", "x")
         time.sleep(delay)
         child.send_signal(signal.SIGINT)
         _, told = child.communicate()
-        if child.returncode != -signal.SIGINT:  # before Python itself had begun
-            assert b"Traceback" not in told
+        assert b"cli/main.py" not in told, "no traceback through the command, whatever Python itself may say"
