@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from stablelm.config import ModelConfig
 from stablelm.model import LayerCache, Mask
+from stablelm.model.attention import attend
 
 
 class KVCache:
@@ -22,7 +23,7 @@ class KVCache:
     ) -> None:
         self.capacity = capacity
         self.length = 0
-        shape = (2, batch, config.num_attention_heads, capacity, config.head_dim)
+        shape = (2, batch, config.num_key_value_heads, capacity, config.head_dim)
         self.layers: Sequence[LayerCache] = [
             _Layer(self, torch.empty(shape, dtype=dtype, device=device))
             for _ in range(config.num_hidden_layers)
@@ -44,9 +45,10 @@ class _Layer:
         assert end <= self._owner.capacity, f"cache of {self._owner.capacity} tokens asked to hold {end}"
         self._buffer[0, :, :, start:end], self._buffer[1, :, :, start:end] = k, v
         if start == 0:
-            return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            return attend(q, k, v, mask)
         if mask is None and new > 1:  # is_causal would align the triangle with the first key, not the last
             held = torch.arange(end, device=q.device)
             mask = held <= held[start:, None]  # [S, T]
         keys, values = self._buffer[:, :, :, :end]
-        return functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        grouped = q.shape[1] != keys.shape[1]
+        return functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=grouped)

@@ -9,7 +9,9 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stablelm.config import ModelConfig
 from stablelm.model.linear import Linear
+from stablelm.model.normalization import HeadNorm
 from stablelm.model.rotary import Rotary
 
 Mask = Tensor | None
@@ -25,26 +27,35 @@ class LayerCache(Protocol):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """softmax(q kᵀ/√D) v for q, k, v [B, H, S, D] of one pass without a cache."""
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    """softmax(q kᵀ/√D) v for q [B, H, S, D] and k, v [B, H or fewer, S, D] of one pass without a cache."""
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 class Attention(nn.Module):
     """Queries, keys and values as separate matrices: export is a save, tensor parallelism a slice."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim = hidden_size // num_heads
-        self.q_proj = Linear(hidden_size, hidden_size)
-        self.k_proj = Linear(hidden_size, hidden_size)
-        self.v_proj = Linear(hidden_size, hidden_size)
-        self.o_proj = Linear(hidden_size, hidden_size)
+        hidden, bias, self.head_dim = config.hidden_size, config.use_qkv_bias, config.head_dim
+        shared = config.num_key_value_heads * self.head_dim
+        self.q_proj = Linear(hidden, hidden, bias)
+        self.k_proj = Linear(hidden, shared, bias)
+        self.v_proj = Linear(hidden, shared, bias)
+        self.o_proj = Linear(hidden, hidden)
+        if config.qk_layernorm:
+            self.q_layernorm = HeadNorm(config.num_attention_heads, self.head_dim, config.layer_norm_eps)
+            self.k_layernorm = HeadNorm(config.num_key_value_heads, self.head_dim, config.layer_norm_eps)
+        self.normalizes = config.qk_layernorm
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """x [B, S, h] → [B, S, h]."""
         q, k, v = (
             self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )  # [B, H, S, D]
+        if self.normalizes:
+            q, k = self.q_layernorm(q), self.k_layernorm(k)
         q, k = rotary(q), rotary(k)
         attended = attend(q, k, v, mask) if cache is None else cache.attend(q, k, v, mask)  # [B, H, S, D]
         return self.o_proj(attended.transpose(1, 2).flatten(2))  # [B, S, H*D]

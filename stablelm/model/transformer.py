@@ -42,18 +42,25 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); in parallel, x + attention(norm(x)) + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self_attn = Attention(config.hidden_size, config.num_attention_heads)
-        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        norm = (config.hidden_size, config.layer_norm_eps, config.use_norm_bias)
+        self.input_layernorm = LayerNorm(*norm)
+        self.self_attn = Attention(config)
+        self.parallel = config.use_parallel_residual
+        if not self.parallel:
+            self.post_attention_layernorm = LayerNorm(*norm)
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Mask, cache: LayerCache | None) -> Tensor:
         """x [B, S, h] → [B, S, h]."""
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+        normed = self.input_layernorm(x)
+        attended: Tensor = self.self_attn(normed, rotary, mask, cache)
+        if self.parallel:
+            return x + attended + self.mlp(normed)
+        x = x + attended
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -65,7 +72,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, config.use_norm_bias)
 
 
 class StableLM(nn.Module):
