@@ -102,8 +102,8 @@ class ModelConfig(Schema):
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} cannot share {self.num_key_value_heads} key-value "
-                "heads evenly; choose num_key_value_heads that divides it"
+                f"num_attention_heads {self.num_attention_heads} cannot share {self.num_key_value_heads} "
+                "key-value heads evenly; choose num_key_value_heads that divides it"
             )
         if self.head_dim % 2 or self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
             raise ValueError(

@@ -1,36 +1,25 @@
-"""Causal multi-head attention.
+"""Causal multi-head attention: projections, rotation, and a kernel from `backends.py`.
 
-The kernel is PyTorch's `scaled_dot_product_attention`, which takes its FlashAttention path on CPU and CUDA
-for our head sizes. A key-value cache is anything that keeps the `LayerCache` protocol: it receives the new
-keys and values and does the attending itself, so that an int8 cache never has to become dense."""
+A key-value cache is anything that keeps the `LayerCache` protocol: it receives the new keys and values and
+does the attending itself, so that an int8 cache never has to become dense."""
 
 from typing import Protocol
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stablelm.config import ModelConfig
+from stablelm.model.backends import AttentionFunction, Mask, sdpa
 from stablelm.model.linear import Linear
 from stablelm.model.normalization import HeadNorm
 from stablelm.model.rotary import Rotary
-
-Mask = Tensor | None
-"""None: causal, nothing padded. Else bool [B, 1, S, T], True where query s may attend to key t."""
 
 
 class LayerCache(Protocol):
     """One layer's keys and values so far."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        """Appends k, v [B, H, S, D] and returns softmax(q kᵀ/√D) v over everything held, [B, H, S, D]."""
+        """Appends k, v [B, K, S, D] and returns softmax(q kᵀ/√D) v over everything held, [B, H, S, D]."""
         ...
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """softmax(q kᵀ/√D) v for q [B, H, S, D] and k, v [B, H or fewer, S, D] of one pass without a cache."""
-    return functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
 
 
 class Attention(nn.Module):
@@ -48,6 +37,8 @@ class Attention(nn.Module):
             self.q_layernorm = HeadNorm(config.num_attention_heads, self.head_dim, config.layer_norm_eps)
             self.k_layernorm = HeadNorm(config.num_key_value_heads, self.head_dim, config.layer_norm_eps)
         self.normalizes = config.qk_layernorm
+        self.attend: AttentionFunction = sdpa
+        """The kernel, chosen once for the whole model (`StableLM.use_attention`)."""
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """x [B, S, h] → [B, S, h]."""
@@ -57,7 +48,9 @@ class Attention(nn.Module):
         if self.normalizes:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         q, k = rotary(q), rotary(k)
-        attended = attend(q, k, v, mask) if cache is None else cache.attend(q, k, v, mask)  # [B, H, S, D]
+        attended = (
+            self.attend(q, k, v, mask) if cache is None else cache.attend(q, k, v, mask)
+        )  # [B, H, S, D]
         return self.o_proj(attended.transpose(1, 2).flatten(2))  # [B, S, H*D]
 
     def _heads(self, x: Tensor) -> Tensor:
