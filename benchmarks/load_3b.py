@@ -1,7 +1,8 @@
 """Opening the 2.8B model in bf16 and writing one token, beside `transformers`: peak memory and time.
 
-The weights are made with `stablelm init` (random, 5.59 GB) unless a directory is given. Each measurement is a process of
-its own, the sides take turns, and the file is in the page cache for both. Needs the oracle environment:
+The weights are made with `stablelm init` (random, 5.59 GB) unless a directory is given. Each measurement is a
+process of its own, the sides take turns, and the file is in the page cache for both. Needs the oracle
+environment:
 
     .venv-oracle/bin/python benchmarks/load_3b.py --model /tmp/stablelm-3b
 """

@@ -1,7 +1,8 @@
-"""What rotating a quarter of each head saves: forward time with rotary on 25 % and on 100 % of the dimensions.
+"""What rotating a quarter of each head saves: forward time with rotary on 25 % and on 100 % of the
+dimensions.
 
-The model card gives "improved throughput" as the reason for the quarter. Four blocks of the 3B model's shape, the same
-weights, one sequence; nothing else differs.
+The model card gives "improved throughput" as the reason for the quarter. Four blocks of the 3B model's shape,
+the same weights, one sequence; nothing else differs.
 
     .venv/bin/python benchmarks/partial_rotary.py
 """
