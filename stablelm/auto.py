@@ -1,5 +1,5 @@
-"""The names of the model card's snippets, for a local path: the same calls as with `transformers`, no code of
-a checkpoint ever run.
+"""The names of the model card's snippets: the same calls as with `transformers`, for a local path or a Hub
+id, no code of a checkpoint ever run.
 
 `AutoModelForCausalLM.from_pretrained` returns a `StableLM` with `generate` and `save_pretrained` added; the
 state dict is the same."""
@@ -15,6 +15,7 @@ from torch import Tensor
 from stablelm.config import InputError
 from stablelm.inference import Sampling, generate_ids
 from stablelm.interchange import open_path, save_pretrained
+from stablelm.interchange.hub import resolve
 from stablelm.interchange.open import locate
 from stablelm.model import StableLM
 from stablelm.planning import resolve_device
@@ -85,7 +86,7 @@ class PretrainedStableLM(StableLM):
 
 
 class AutoModelForCausalLM:
-    """`AutoModelForCausalLM.from_pretrained(path)`."""
+    """`AutoModelForCausalLM.from_pretrained(path or Hub id)`."""
 
     @classmethod
     def from_pretrained(
@@ -95,13 +96,23 @@ class AutoModelForCausalLM:
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        use_flash_attention_2: bool = False,
         trust_remote_code: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
     ) -> PretrainedStableLM:
-        """The model at a local path: a Hugging Face directory, a run, a checkpoint or a demo's output.
+        """The model at a path (a Hugging Face directory, a run, a checkpoint, a demo's output) or of a Hub
+        id.
 
         `dtype` (or `torch_dtype`, its older name) is a torch dtype, its name, or "auto", the default: the
         precision of the files. `device_map` is a device, or "auto" for CUDA where there is one.
-        `trust_remote_code` is accepted and without effect: no code from a checkpoint is run."""
+        `attn_implementation` is "sdpa", "eager" or "flash_attention_2" (`use_flash_attention_2=True` is its
+        older spelling); `model.attention` says what was chosen and why. `revision`, `token`,
+        `local_files_only` and `cache_dir` are for Hub ids. `trust_remote_code` is accepted and without
+        effect: no code from a checkpoint is run."""
         if dtype is not None and torch_dtype is not None and _precision(dtype) != _precision(torch_dtype):
             raise InputError(f"dtype={dtype!r} and torch_dtype={torch_dtype!r} disagree; give one of them.")
         if isinstance(device_map, Mapping):
@@ -113,10 +124,18 @@ class AutoModelForCausalLM:
         device = resolve_device(
             f"cuda:{device_map}" if isinstance(device_map, int) else str(device_map or "cpu")
         )
+        if use_flash_attention_2 and attn_implementation not in (None, "flash_attention_2"):
+            raise InputError(
+                f"use_flash_attention_2=True and attn_implementation={attn_implementation!r} disagree."
+            )
         precision = _precision(dtype if dtype is not None else torch_dtype)
-        model, tokenizer = open_path(path, precision, device, PretrainedStableLM)
+        folder = resolve(
+            path, revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
+        )
+        model, tokenizer = open_path(folder, precision, device, PretrainedStableLM)
         assert isinstance(model, PretrainedStableLM)
         model.tokenizer = tokenizer
+        model.use_attention("flash_attention_2" if use_flash_attention_2 else attn_implementation)
         return model
 
 
@@ -124,9 +143,24 @@ class AutoTokenizer:
     """`AutoTokenizer.from_pretrained(path)`."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
-        """The tokenizer of a model's path, or of a directory or file that is only a tokenizer."""
-        folder = Path(path)
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+    ) -> Tokenizer:
+        """The tokenizer of a model's path or Hub id, or of a directory or file that is only a tokenizer."""
+        hub = {
+            "revision": revision,
+            "token": token,
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+        }
+        folder = resolve(path, patterns=["*.json", "*.txt"], **hub)  # type: ignore[arg-type]
         if folder.is_file() or (folder / "tokenizer.json").is_file():
             return Tokenizer.from_file(folder)
         return Tokenizer.from_file(locate(folder))

@@ -197,9 +197,3 @@ def test_load_wants_both(saved: Path, tmp_path: Path) -> None:
     assert bare.generate(torch.tensor([[5]]), max_new_tokens=2, eos_token_id=[]).shape == (1, 3)
     with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
         AutoTokenizer.from_pretrained(tmp_path / "bare")
-
-
-def test_ids_of_the_hub_are_refused_clearly() -> None:
-    for opened in (AutoModelForCausalLM.from_pretrained, AutoTokenizer.from_pretrained, load):
-        with pytest.raises(InputError, match="Ids of the Hugging Face Hub are not looked up"):
-            opened("stabilityai/stablelm-3b-4e1t")

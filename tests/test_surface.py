@@ -12,18 +12,22 @@ SAMPLING = (
     "max_new_tokens=64, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=None, "
     "stop=()"
 )
+HUB = "trust_remote_code=False, revision=None, token=None, local_files_only=False, cache_dir=None"
 SIGNATURES = {
     "AutoModelForCausalLM.from_pretrained":
-        "path, *, torch_dtype=None, dtype=None, device_map=None, trust_remote_code=False",
-    "AutoTokenizer.from_pretrained": "path, *, trust_remote_code=False",
+        "path, *, torch_dtype=None, dtype=None, device_map=None, attn_implementation=None, "
+        f"use_flash_attention_2=False, {HUB}",
+    "AutoTokenizer.from_pretrained": f"path, *, {HUB}",
     "load": "path, dtype=None, device='cpu'",
     "generate": f"model, tokenizer, prompt, *, {SAMPLING}",
     "train": "config, *, resume=False, console=None",
     "StableLM": "config, seed=1234",
-    "StableLM.forward": "self, input_ids, attention_mask=None, cache=None, labels=None",
+    "StableLM.forward": "self, input_ids, attention_mask=None, cache=None, labels=None, document_ids=None",
     "ModelConfig": "*, vocab_size=50304, hidden_size=2560, intermediate_size=6912, num_hidden_layers=32, "
-        "num_attention_heads=32, max_position_embeddings=4096, partial_rotary_factor=0.25, "
-        "rope_theta=10000.0, layer_norm_eps=1e-05, initializer_range=0.02, bos_token_id=0, eos_token_id=0",
+        "num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096, "
+        "partial_rotary_factor=0.25, rope_theta=10000.0, layer_norm_eps=1e-05, use_qkv_bias=False, "
+        "qk_layernorm=False, use_parallel_residual=False, use_norm_bias=True, initializer_range=0.02, "
+        "bos_token_id=0, eos_token_id=0",
 }  # fmt: skip
 NAMES = [
     "AutoModelForCausalLM", "AutoTokenizer", "InputError", "ModelConfig", "RunConfig", "StableLM", "generate",

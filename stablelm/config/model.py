@@ -31,6 +31,9 @@ class ModelConfig(Schema):
     """Transformer blocks."""
     num_attention_heads: int = 32
     """Attention heads; they divide hidden_size."""
+    num_key_value_heads: int = 32
+    """Heads of keys and values; fewer than attention heads share them in groups (Ainslie et al., 2023). Left
+    out, as many as attention heads."""
     max_position_embeddings: int = Field(4096, ge=1)
     """Context length in tokens."""
     partial_rotary_factor: float = 0.25
@@ -39,6 +42,14 @@ class ModelConfig(Schema):
     """Base of the rotary frequencies."""
     layer_norm_eps: float = Field(1e-5, gt=0)
     """Added to the variance in every LayerNorm."""
+    use_qkv_bias: bool = False
+    """Biases on the query, key and value projections (StableLM 2 1.6B)."""
+    qk_layernorm: bool = False
+    """A LayerNorm without bias on every query and key head, before the rotation (StableLM 2 12B)."""
+    use_parallel_residual: bool = False
+    """Attention and MLP read the same LayerNorm and are added together (StableLM 2 12B)."""
+    use_norm_bias: bool = True
+    """Biases in the LayerNorms of the residual stream."""
     initializer_range: float = Field(0.02, ge=0)
     """Standard deviation of initial weights; residual outputs get it divided by √(2·layers), as in
     GPT-NeoX."""
@@ -66,6 +77,10 @@ class ModelConfig(Schema):
             values.pop("intermediate_size", None)
             if isinstance(hidden, int):
                 values["intermediate_size"] = swiglu_width(hidden)
+        if values.get("num_key_value_heads") is None:
+            values.pop("num_key_value_heads", None)
+            if "num_attention_heads" in values:
+                values["num_key_value_heads"] = values["num_attention_heads"]
         return values
 
     @model_validator(mode="after")
@@ -76,6 +91,7 @@ class ModelConfig(Schema):
             "intermediate_size",
             "num_hidden_layers",
             "num_attention_heads",
+            "num_key_value_heads",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -83,6 +99,11 @@ class ModelConfig(Schema):
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads; "
                 "choose num_attention_heads that divides it"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} cannot share {self.num_key_value_heads} "
+                "key-value heads evenly; choose num_key_value_heads that divides it"
             )
         if self.head_dim % 2 or self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
             raise ValueError(
@@ -109,17 +130,43 @@ class ModelConfig(Schema):
     @property
     def num_parameters(self) -> int:
         """Weights in the network, both embeddings included."""
-        h, m = self.hidden_size, self.intermediate_size
-        layer = 4 * h * h + 3 * h * m + 4 * h
-        return 2 * self.vocab_size * h + self.num_hidden_layers * layer + 2 * h
+        h, m, kv = self.hidden_size, self.intermediate_size, self.num_key_value_heads * self.head_dim
+        norm = h * (1 + self.use_norm_bias)
+        layer = 2 * h * h + 2 * h * kv + 3 * h * m + norm * (1 if self.use_parallel_residual else 2)
+        layer += (h + 2 * kv) * self.use_qkv_bias + (h + kv) * self.qk_layernorm
+        return 2 * self.vocab_size * h + self.num_hidden_layers * layer + norm
 
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Bytes of key-value cache that one token needs over all layers (bf16 by default)."""
-        return 2 * self.num_hidden_layers * self.hidden_size * bytes_per_value
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "stablelm-3b-4e1t": {},
+    "stablelm-zephyr-3b": {},
+    "stable-code-3b": dict(max_position_embeddings=16_384, rope_theta=1_000_000.0),
+    "stablelm-2-1_6b": dict(
+        vocab_size=100_352,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=24,
+        use_qkv_bias=True,
+        bos_token_id=100_257,
+        eos_token_id=100_257,
+    ),
+    "stablelm-2-12b": dict(
+        vocab_size=100_352,
+        hidden_size=5120,
+        intermediate_size=13_824,
+        num_hidden_layers=40,
+        num_key_value_heads=8,
+        qk_layernorm=True,
+        use_parallel_residual=True,
+        use_norm_bias=False,
+        initializer_range=0.01,
+        bos_token_id=100_257,
+        eos_token_id=100_257,
+    ),
     "stablelm-1m": dict(
         vocab_size=2048,
         hidden_size=128,
@@ -173,8 +220,7 @@ _SPELLINGS = {
 }  # fmt: skip
 # Switches with one value that this network has; another value is another network.
 _FIXED: dict[str, Any] = {
-    "hidden_act": "silu", "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False,
-    "tie_word_embeddings": False, "rotary_scaling_factor": 1.0, "rope_scaling": None,
+    "hidden_act": "silu", "tie_word_embeddings": False, "rotary_scaling_factor": 1.0, "rope_scaling": None,
 }  # fmt: skip
 
 
@@ -203,9 +249,6 @@ def from_huggingface(values: Mapping[str, Any], source: str) -> ModelConfig:
                 raise InputError(
                     f"{source}: {name} = {value!r} is not supported; this network has {_FIXED[name]!r}."
                 )
-        elif name == "num_key_value_heads":
-            if value not in (None, values.get("num_attention_heads")):
-                raise InputError(f"{source}: {name} = {value} (grouped-query attention) is not supported.")
         elif name == "initializer_range" or name not in _NEUTRAL:
             keys[_SPELLINGS.get(name, name)] = value
     known = {name: value for name, value in keys.items() if name in ModelConfig.model_fields}
@@ -224,10 +267,6 @@ def to_huggingface(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "model_type": "stablelm",
         **config.model_dump(),
         "hidden_act": "silu",
-        "num_key_value_heads": config.num_attention_heads,
-        "use_qkv_bias": False,
-        "qk_layernorm": False,
-        "use_parallel_residual": False,
         "tie_word_embeddings": False,
         "use_cache": True,
         "torch_dtype": dtype,

@@ -8,21 +8,29 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stablelm.config import ModelConfig
 from stablelm.model import LayerCache, Mask
+from stablelm.model.backends import AttentionFunction, sdpa
 
 
 class KVCache:
     """Cache of a whole network for `batch` sequences of at most `capacity` tokens."""
 
     def __init__(
-        self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        attention: AttentionFunction = sdpa,
     ) -> None:
+        """`attention` is the kernel that reads the cache, normally `model.attention.function`."""
+        self.attention = attention
         self.capacity = capacity
         self.length = 0
-        shape = (2, batch, config.num_attention_heads, capacity, config.head_dim)
+        shape = (2, batch, config.num_key_value_heads, capacity, config.head_dim)
         self.layers: Sequence[LayerCache] = [
             _Layer(self, torch.empty(shape, dtype=dtype, device=device))
             for _ in range(config.num_hidden_layers)
@@ -43,10 +51,5 @@ class _Layer:
         end = start + new
         assert end <= self._owner.capacity, f"cache of {self._owner.capacity} tokens asked to hold {end}"
         self._buffer[0, :, :, start:end], self._buffer[1, :, :, start:end] = k, v
-        if start == 0:
-            return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        if mask is None and new > 1:  # is_causal would align the triangle with the first key, not the last
-            held = torch.arange(end, device=q.device)
-            mask = held <= held[start:, None]  # [S, T]
-        keys, values = self._buffer[:, :, :, :end]
-        return functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        keys, values = (k, v) if start == 0 else self._buffer[:, :, :, :end]
+        return self._owner.attention(q, keys, values, mask)

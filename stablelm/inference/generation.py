@@ -214,9 +214,8 @@ def _loop(
     first = secrets.randbits(48) if sampling.seed is None else sampling.seed
     seeds = [first + row for row in range(len(rows))]
     dtype = model.compute_dtype or model.dtype
-    cache = KVCache(
-        model.config, len(rows), width + count - 1, dtype, device
-    )  # the last id is not read again
+    capacity = width + count - 1  # the last id is not read again
+    cache = KVCache(model.config, len(rows), capacity, dtype, device, model.attention.function)
     for position in range(count):
         hidden = model.hidden_states(ids, mask if any(gaps) else None, cache)
         logits = model.lm_head(hidden[:, -1]).float()  # [B, V]

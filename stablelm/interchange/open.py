@@ -2,7 +2,6 @@
 
 What a path is follows from the files in it, never from its name."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -32,9 +31,7 @@ def locate(path: str | Path) -> Path:
     """The directory with config.json and weights that `path` means: itself, an export, a checkpoint."""
     folder = Path(path)
     if not folder.exists():
-        is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
-        hub = " Ids of the Hugging Face Hub are not looked up: download the model and give its directory."
-        raise InputError(f"{path}: no such directory.{hub if is_hub_id else ''}")
+        raise InputError(f"{path}: no such directory.")
     if not folder.is_dir():
         raise InputError(f"{path}: a file; give the directory that holds it together with its config.json.")
     if (folder / "state.json").is_file() and not is_checkpoint(folder):

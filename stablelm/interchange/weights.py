@@ -110,6 +110,9 @@ def build_model(
             f"{config.num_hidden_layers:,} layers, the weights hold {held:,}. "
             "One of the two files belongs to another model."
         )
+    if "model.norm.bias" in tensors and not config.use_norm_bias:
+        # Stable LM 2's files hold biases that its settings deny; biases that are there are part of the model.
+        config = config.model_copy(update={"use_norm_bias": True})
     with torch.device("meta"):
         model = build(config)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -18,8 +18,10 @@ _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """The initial float32 tensor of one parameter, drawn on the CPU."""
-    if "norm" in name.split(".")[-2]:
-        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if "norm" in name:
+        return torch.ones(shape)
     std = config.initializer_range
     if name.endswith(_RESIDUAL_OUTPUTS):
         std /= math.sqrt(2 * config.num_hidden_layers)

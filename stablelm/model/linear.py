@@ -1,4 +1,4 @@
-"""A linear map without bias that computes in the dtype of its input.
+"""A linear map that computes in the dtype of its input.
 
 Weights stay in the precision they are kept in (float32 when training) and are cast on use, so one switch, the
 dtype of the residual stream, sets the arithmetic of the whole network. Replaces `torch.autocast`, which would
@@ -11,16 +11,18 @@ from torch.nn import functional
 
 
 class Linear(nn.Linear):
-    """y = x Wᵀ with W [out, in]; W is cast to the dtype of x. Left uninitialised: `initialize` fills it."""
+    """y = x Wᵀ (+ b) with W [out, in], cast to the dtype of x. Left uninitialised: `initialize` fills it."""
 
     __call__: Callable[..., Tensor]  # what nn.Module leaves untyped
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
         """Does nothing: weights are drawn by name (`model.initialization`), or loaded."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]."""
-        return functional.linear(x, self.weight.to(x.dtype))
+        return functional.linear(
+            x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        )

@@ -1,13 +1,37 @@
-"""LayerNorm with learned weight and bias (Ba et al., 2016), mean and variance in float32 or better."""
+"""LayerNorm (Ba et al., 2016), mean and variance in float32 or better; and one for each attention head."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 class LayerNorm(nn.LayerNorm):
-    """(x − mean) / √(variance + eps) · weight + bias over the last dimension; returns the dtype of x."""
+    """(x − mean) / √(variance + eps) · weight (+ bias) over the last dimension; returns the dtype of x."""
+
+    __call__: Callable[..., Tensor]
+
+    def __init__(self, width: int, eps: float, bias: bool = True) -> None:
+        super().__init__(width, eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., h] → [..., h]."""
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return functional.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """A LayerNorm without bias for each head, with weights of its own (StableLM 2 12B)."""
+
+    __call__: Callable[..., Tensor]
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(num_heads))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, H, S, D] → the same shape."""
+        weight = torch.stack([norm.weight for norm in self.norms]).unsqueeze(1)  # type: ignore[misc]  # [H, 1, D]
+        return functional.layer_norm(x, x.shape[-1:], eps=self.eps) * weight.to(x.dtype)

@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from stablelm.config import ModelConfig
-from stablelm.model.attention import Attention, LayerCache, Mask
+from stablelm.config import InputError, ModelConfig
+from stablelm.model.attention import Attention, LayerCache
+from stablelm.model.backends import Backend, Documents, Mask, choose
 from stablelm.model.feedforward import FeedForward
 from stablelm.model.head import Head
 from stablelm.model.initialization import initialize
@@ -42,18 +43,26 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); in parallel, x + attention(norm(x)) + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self_attn = Attention(config.hidden_size, config.num_attention_heads)
-        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        norm = (config.hidden_size, config.layer_norm_eps, config.use_norm_bias)
+        self.input_layernorm = LayerNorm(*norm)
+        self.self_attn = Attention(config)
+        self.parallel = config.use_parallel_residual
+        if not self.parallel:
+            self.post_attention_layernorm = LayerNorm(*norm)
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Mask, cache: LayerCache | None) -> Tensor:
         """x [B, S, h] → [B, S, h]."""
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+        normed = self.input_layernorm(x)
+        attended: Tensor = self.self_attn(normed, rotary, mask, cache)
+        if self.parallel:
+            both: Tensor = x + attended + self.mlp(normed)
+            return both
+        x = x + attended
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -65,7 +74,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, config.use_norm_bias)
 
 
 class StableLM(nn.Module):
@@ -78,6 +87,8 @@ class StableLM(nn.Module):
         self.lm_head = Head(config.hidden_size, config.vocab_size)
         self.compute_dtype: torch.dtype | None = None
         """Arithmetic of forward and backward; None computes in the dtype of the weights."""
+        self.attention: Backend = choose(None, torch.device("cpu"), self.dtype)
+        """The attention kernel in use, with the reason for it; `use_attention` changes it."""
         if self.device.type != "meta":
             initialize(self, config, seed)
 
@@ -91,30 +102,55 @@ class StableLM(nn.Module):
         """Precision in which the weights are kept."""
         return self.lm_head.weight.dtype
 
+    def use_attention(self, name: str | None = None) -> Backend:
+        """Chooses the attention kernel, for where the model is: None, "sdpa", "eager",
+        "flash_attention_2"."""
+        self.attention = choose(name, self.device, self.compute_dtype or self.dtype)
+        for block in self.model.layers:
+            block.self_attn.attend = self.attention.function  # type: ignore[union-attr]
+        return self.attention
+
     def num_parameters(self) -> int:
         """Weights, both embeddings included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        document_ids: Tensor | None = None,
+        collect: list[Tensor] | None = None,
     ) -> Tensor:
         """input_ids [B, S] → [B, S, h] after the final norm.
 
         `attention_mask` [B, T] is 1 for real tokens among the T = cached + S so far (padding on either side);
-        positions count real tokens only. With a cache the S tokens follow the `cache.length` that it
-        holds."""
+        positions count real tokens only. With a cache the S tokens follow the `cache.length` that it holds.
+        `document_ids` [B, S] keeps attention within runs of equal numbers and starts positions anew in each;
+        it goes with neither of the other two. `collect` receives what enters the first block and what leaves
+        each, [B, S, h], layers + 1 tensors."""
         past, length = (cache.length if cache is not None else 0), input_ids.shape[1]
-        if attention_mask is None:
-            positions = torch.arange(past, past + length, device=input_ids.device)
-        else:
+        mask: Mask = None
+        if document_ids is not None:
+            if attention_mask is not None or cache is not None:
+                raise InputError("document_ids go with neither an attention_mask nor a cache.")
+            mask = Documents.of(document_ids)
+            positions = mask.positions(input_ids.device)
+        elif attention_mask is not None:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+            mask = _padded_mask(attention_mask, past, length)
+        else:
+            positions = torch.arange(past, past + length, device=input_ids.device)
         rotary = Rotary(positions, self.config.rotary_dim, self.config.rope_theta)
-        mask = None if attention_mask is None else _padded_mask(attention_mask, past, length)
         x = self.model.embed_tokens(input_ids)
         if self.compute_dtype is not None:
             x = x.to(self.compute_dtype)
         for index, block in enumerate(self.model.layers):
+            if collect is not None:
+                collect.append(x)
             x = block(x, rotary, mask, cache.layers[index] if cache is not None else None)
+        if collect is not None:
+            collect.append(x)
         if cache is not None:
             cache.advance(length)
         hidden: Tensor = self.model.norm(x)
@@ -126,12 +162,13 @@ class StableLM(nn.Module):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         labels: Tensor | None = None,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, S, V] in float32, or with `labels` [B, S] the summed cross-entropy (a float32 scalar).
 
         Labels are already shifted: labels[:, s] is the token after input_ids[:, s]; negative labels are
-        ignored."""
-        hidden = self.hidden_states(input_ids, attention_mask, cache)
+        ignored. The other arguments are those of `hidden_states`."""
+        hidden = self.hidden_states(input_ids, attention_mask, cache, document_ids)
         if labels is not None:
             loss: Tensor = self.lm_head(hidden, labels)
             return loss

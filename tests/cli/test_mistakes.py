@@ -59,7 +59,7 @@ FILES = [
     ("init new --preset stablelm-1m --set hiden_size=9", "hiden_size: unknown key; did you mean"),
     ("init new --preset stablelm-1m --set hidden_size=9", "hidden_size 9 does not divide"),
     ("generate nowhere x", "nowhere: no such directory"),
-    ("generate someone/model x", "Ids of the Hugging Face Hub are not looked up"),
+    ("generate someone/model x", "someone/model: no such directory, not in the local cache"),
     ("generate {w}/model/model.safetensors x", "a file; give the directory"),
     ("generate {w}/data x", "no model found. Looked for config.json"),
     ("generate . x", "no model found"),

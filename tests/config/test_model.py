@@ -31,14 +31,22 @@ NEW = {
 
 def by_hand(config: ModelConfig) -> int:
     """Parameters counted tensor by tensor, as a checkpoint of this network lists them."""
-    h, m = config.hidden_size, config.intermediate_size
-    attention = [(h, h)] * 4
-    mlp = [(m, h), (m, h), (h, m)]
-    norms = [(h,)] * 4  # two LayerNorms with weight and bias
-    layer = attention + mlp + norms
-    outside = [(config.vocab_size, h), (h,), (h,), (config.vocab_size, h)]
+    h, m, head = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.hidden_size // config.num_attention_heads,
+    )
+    kv = config.num_key_value_heads * head
+    norm = [(h,), (h,)] if config.use_norm_bias else [(h,)]
+    layer = [(h, h), (kv, h), (kv, h), (h, h), (m, h), (m, h), (h, m), *norm]
+    if not config.use_parallel_residual:
+        layer += norm
+    if config.use_qkv_bias:
+        layer += [(h,), (kv,), (kv,)]
+    if config.qk_layernorm:
+        layer += [(head,)] * (config.num_attention_heads + config.num_key_value_heads)
     total = 0
-    for shape in layer * config.num_hidden_layers + outside:
+    for shape in layer * config.num_hidden_layers + [(config.vocab_size, h)] * 2 + norm:
         size = 1
         for length in shape:
             size *= length
@@ -60,7 +68,8 @@ def test_the_original_has_its_published_size():
 SIZES = {
     "stablelm-3b-4e1t": 2_795_443_200, "stablelm-1m": 1_312_512, "stablelm-5m": 5_509_632,
     "stablelm-12m": 12_001_536, "stablelm-34m": 35_668_992, "stablelm-160m": 148_078_080,
-    "stablelm-1b": 1_028_263_936,
+    "stablelm-1b": 1_028_263_936, "stablelm-zephyr-3b": 2_795_443_200, "stable-code-3b": 2_795_443_200,
+    "stablelm-2-1_6b": 1_644_515_328, "stablelm-2-12b": 12_142_976_000,
 }  # fmt: skip
 
 
@@ -156,12 +165,10 @@ def test_a_width_of_a_sibling_is_kept():
     [
         ({"model_type": "llama"}, "'llama' is not StableLM"),
         ({"model_type": None}, "not StableLM"),
-        ({"use_qkv_bias": True}, "use_qkv_bias = True is not supported"),
-        ({"qk_layernorm": True}, "qk_layernorm"),
-        ({"use_parallel_residual": True}, "use_parallel_residual"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"num_key_value_heads": 8}, "num_key_value_heads = 8"),
+        ({"num_key_value_heads": 5}, "cannot share 5 key-value heads"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not supported"),
         ({"num_attention_heads": 31, "num_key_value_heads": 31}, "does not divide"),
@@ -193,7 +200,26 @@ def test_writing_and_reading_keeps_the_network(name):
     assert from_huggingface(written, "config.json") == config
     assert written["model_type"] == "stablelm"
     assert written["torch_dtype"] == "float32"
-    assert written["num_key_value_heads"] == config.num_attention_heads
+    assert written["num_key_value_heads"] == config.num_key_value_heads
+
+
+def test_the_twelve_billion_model_has_two_counts():
+    """Without norm biases as released, with them as `transformers` builds it."""
+    assert preset("stablelm-2-12b").num_parameters == 12_142_976_000
+    assert preset("stablelm-2-12b", use_norm_bias=True).num_parameters == 12_143_185_920
+
+
+def test_a_missing_qkv_bias_means_none_and_missing_kv_heads_as_many():
+    plain = {
+        name: value for name, value in NEW.items() if name not in ("use_qkv_bias", "num_key_value_heads")
+    }
+    config = from_huggingface(plain, "config.json")
+    assert not config.use_qkv_bias
+    assert config.num_key_value_heads == config.num_attention_heads
+    assert (
+        from_huggingface({**plain, "use_qkv_bias": True, "num_key_value_heads": 8}, "c").kv_bytes_per_token()
+        == 81_920
+    )
 
 
 @pytest.mark.parametrize(

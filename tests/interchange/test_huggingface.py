@@ -260,7 +260,10 @@ def test_config_and_weights_that_disagree(saved: Path) -> None:
         ("num_hidden_layers", 3, r"'model\.layers\.2\.input_layernorm\.bias' \(and 10 more\) is missing"),
         ("num_hidden_layers", 1, r"'model\.layers\.1\.input_layernorm\.bias' \(and 10 more\) has no place"),
         ("intermediate_size", 128, "gate_proj|up_proj|down_proj"),
-        ("num_key_value_heads", 2, "grouped-query"),
+        ("num_key_value_heads", 2, r"'model\.layers\.\d\.self_attn\.[kv]_proj\.weight' has shape"),
+        ("use_qkv_bias", True, r"'model\.layers\.0\.self_attn\.k_proj\.bias' \(and 5 more\) is missing"),
+        ("qk_layernorm", True, r"q_layernorm|k_layernorm"),
+        ("use_parallel_residual", True, r"post_attention_layernorm\.bias' \(and 3 more\) has no place"),
     ):
         write_json(saved / "config.json", config | {key: value})
         with pytest.raises(InputError, match=message):
