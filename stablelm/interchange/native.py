@@ -4,6 +4,7 @@ The manifest is the commit mark: a directory without one was never finished and 
 files and the hashes of those that are read are checked (about 1 GB/s), so a flipped byte is refused by name.
 The optimizer's state is not read."""
 
+import os
 import re
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def is_checkpoint(path: Path) -> bool:
 
 def finished_checkpoints(run: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first; what a killed save left is not among them."""
-    numbered = [(int(found[1]), p) for p in run.glob("checkpoints/step-*") if (found := _STEP.match(p.name))]
+    folder = run / "checkpoints"
+    names = (
+        os.listdir(folder) if folder.is_dir() else []
+    )  # not glob, which is silent about a folder it may not read
+    numbered = [(int(found[1]), folder / name) for name in names if (found := _STEP.match(name))]
     return [path for _, path in sorted(numbered) if is_checkpoint(path)]
 
 

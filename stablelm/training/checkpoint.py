@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -110,7 +111,12 @@ def _single_process() -> Iterator[None]:
 def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
     with _single_process():
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        save(tensors, storage_writer=writer, no_dist=True)
+        try:
+            save(tensors, storage_writer=writer, no_dist=True)
+        except CheckpointException as error:  # it also wraps Ctrl-C
+            if any(isinstance(failure[0], KeyboardInterrupt) for failure in error.failures.values()):
+                raise KeyboardInterrupt from None
+            raise
 
 
 def _read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:

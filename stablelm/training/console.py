@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere (a log file,
 Slurm)."""
 
+import os
 import sys
 from typing import Any, Protocol
 
@@ -56,8 +57,11 @@ class PlainConsole:
             )
 
     def message(self, text: str) -> None:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader went away, as `| head` does; the run goes on without it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def stop(self) -> None:
         """Nothing to close."""

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from stablelm.config import InputError
-from stablelm.storage import write_text
+from stablelm.storage import explain_full_disk, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -19,14 +19,20 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; the file is damaged.") from None
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+            continue
+        if not isinstance(records[-1], dict) or not isinstance(records[-1].get("step"), int):
+            raise InputError(f"{path}, line {number}: not a record of a step; the file is damaged.")
     return records
 
 
@@ -37,6 +43,7 @@ class Metrics:
         """Keeps the records up to `step` completed steps and appends after them."""
         kept = [record for record in read_metrics(run) if record["step"] <= step]
         write_text(run / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        self._path = run / METRICS
         self._file = (run / METRICS).open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
@@ -51,8 +58,9 @@ class Metrics:
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes one record; `step` counts completed steps."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with explain_full_disk(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         if self._board is not None:
             kind = record.get("kind", "train")
             prefix = f"{kind}/{record['source']}" if "source" in record else kind

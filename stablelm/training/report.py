@@ -22,6 +22,16 @@ def run_page(run: Path, title: str | None = None) -> Page:
         raise InputError(
             f"{run / METRICS}: no step yet. A report needs the directory of a run that has begun."
         )
+    try:
+        return _page(run, title, records, steps)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{run}: a file of this run (metrics.jsonl, plan.json, run.json, accounting.json) is damaged: "
+            f"{error!r}."
+        ) from None
+
+
+def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: list[dict[str, Any]]) -> Page:
     plan, config = read_json(run / "plan.json"), read_json(run / "run.json")
     saved = finished_checkpoints(run)
     about = read_json(saved[-1] / "about.json") if saved else {}

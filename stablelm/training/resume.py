@@ -1,7 +1,10 @@
 """What a checkpoint must agree on before a run may continue from it."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from stablelm.config import InputError, RunConfig
 from stablelm.planning import Plan
@@ -26,11 +29,16 @@ def state_of(
 
 def same_run(state: dict[str, Any], config: RunConfig, data_fingerprint: str, path: Path) -> None:
     """Refuses to continue with another configuration or other data; names the first key that differs."""
-    difference = _difference(_decisive(state["config"]), _decisive(config.model_dump(mode="json")), "")
+    saved = state["config"]
+    with contextlib.suppress(
+        ValidationError
+    ):  # keys that came later have their defaults, which change nothing
+        saved = RunConfig.model_validate(saved).model_dump(mode="json")
+    difference = _difference(_decisive(saved), _decisive(config.model_dump(mode="json")), "")
     if difference:
-        name, saved, given = difference
+        name, before, given = difference
         raise InputError(
-            f"{path}: was trained with {name} = {saved!r}, this run says {given!r}. Resume with the same "
+            f"{path}: was trained with {name} = {before!r}, this run says {given!r}. Resume with the same "
             "configuration, or start a new run in another --out."
         )
     if state["data_fingerprint"] != data_fingerprint:

@@ -20,7 +20,7 @@ from stablelm.interchange import open_path
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.model import StableLM
 from stablelm.planning import Plan, hardware, make_plan, matmul_peak, resolve_device
-from stablelm.storage import directory_lock, write_json, write_text
+from stablelm.storage import directory_lock, require_space, write_json, write_text
 from stablelm.training.checkpoint import (
     clear_leftovers,
     load_checkpoint,
@@ -50,8 +50,9 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             f"{run}: already holds a run ({saved[-1].name}). Continue it with --resume, or choose another "
             "--out."
         )
+    trainer = Trainer(config, console or make_console())  # refuses before anything is written
     with directory_lock(run):
-        return Trainer(config, console or make_console()).train(resume)
+        return trainer.train(resume)
 
 
 class Trainer:
@@ -113,6 +114,7 @@ class Trainer:
         if self.step == self.plan.steps:
             self.console.message(f"{self.run}: all {self.plan.steps:,} steps are done already")
             return self.run
+        require_space(self.run, 13 * self.plan.parameters, "a checkpoint")
         self.peak = matmul_peak(self.device.type, self.dtype)
         self.console.message(
             f"{hardware(self.device)['name']}, {self.config.precision}: {self.peak / 1e9:,.0f} GFLOP/s in "
