@@ -103,5 +103,5 @@ def test_a_reader_that_goes_away_does_not_end_the_run(monkeypatch):
         os.close(reading)
         console = PlainConsole()
         console.message("x" * 100_000)  # more than a pipe holds
-        console.message("and on")
+        assert console.message("and on") is None
         monkeypatch.undo()
