@@ -172,9 +172,7 @@ def load(
     """Model and tokenizer of a path, ready for `generate`; `InputError` when one of them is not there."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device)
     if model.tokenizer is None:
-        raise InputError(
-            f"{path}: holds weights but no tokenizer.json. Put the one it was trained with beside them."
-        )
+        return model, AutoTokenizer.from_pretrained(path)  # which says what is missing
     return model, model.tokenizer
 
 

@@ -4,7 +4,7 @@ Names are Hugging Face's, so a checkpoint's config needs no translation. Sizes l
 rules of the original run (GPT-NeoX's `mlp_multiple_of: 256`)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -218,6 +218,9 @@ _NEUTRAL = {
 _SPELLINGS = {
     "norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor", "rotary_pct": "partial_rotary_factor",
 }  # fmt: skip
+_EPOCH_NAMES = {"layer_norm_eps": "norm_eps", "partial_rotary_factor": "rope_pct"}
+Spelling = Literal["stablelm", "stablelm_epoch"]
+"""How `config.json` names the architecture."""
 # Switches with one value that this network has; another value is another network.
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu", "tie_word_embeddings": False, "rotary_scaling_factor": 1.0, "rope_scaling": None,
@@ -251,6 +254,11 @@ def from_huggingface(values: Mapping[str, Any], source: str) -> ModelConfig:
                 )
         elif name == "initializer_range" or name not in _NEUTRAL:
             keys[_SPELLINGS.get(name, name)] = value
+    heads, hidden, width = (values.get(n) for n in ("num_attention_heads", "hidden_size", "head_dim"))
+    if isinstance(width, int) and isinstance(heads, int) and heads * width != hidden:
+        raise InputError(
+            f"{source}: head_dim = {width} is not supported; here it is hidden_size / num_attention_heads."
+        )
     known = {name: value for name, value in keys.items() if name in ModelConfig.model_fields}
     missing = [
         n for n in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers") if n not in known
@@ -260,13 +268,49 @@ def from_huggingface(values: Mapping[str, Any], source: str) -> ModelConfig:
     return validate(ModelConfig, known, source)
 
 
-def to_huggingface(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The `config.json` that `transformers` reads (`StableLmForCausalLM`); `dtype` as in "float32"."""
+def to_huggingface(config: ModelConfig, dtype: str, spelling: Spelling = "stablelm") -> dict[str, Any]:
+    """The `config.json` of this architecture; `dtype` as in "float32".
+
+    "stablelm" is what `transformers` reads since 4.38 (`StableLmForCausalLM`); "stablelm_epoch" is how the
+    first released files spelled it, for tools of that time. Neither names code to load (`auto_map`): none is
+    written beside it. `InputError` for an architecture that the older spelling has no key for."""
+    if spelling == "stablelm_epoch":
+        return _to_epoch(config, dtype)
     return {
         "architectures": ["StableLmForCausalLM"],
         "model_type": "stablelm",
         **config.model_dump(),
         "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "torch_dtype": dtype,
+    }
+
+
+def _to_epoch(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    foreign = [
+        name
+        for name, usual in (
+            ("qk_layernorm", False),
+            ("use_parallel_residual", False),
+            ("use_norm_bias", True),
+        )
+        if getattr(config, name) != usual
+    ]
+    if foreign:
+        raise InputError(
+            f"the spelling stablelm_epoch has no key for {foreign[0]} = {getattr(config, foreign[0])}; write "
+            "this architecture as `huggingface`."
+        )
+    kept = config.model_dump(exclude={"qk_layernorm", "use_parallel_residual", "use_norm_bias"})
+    renamed = {_EPOCH_NAMES.get(name, name): value for name, value in kept.items()}
+    return {
+        "architectures": ["StableLMEpochForCausalLM"],
+        "model_type": "stablelm_epoch",
+        **renamed,  # use_qkv_bias among them, also when false: later readers took a missing one for true
+        "num_heads": config.num_attention_heads,
+        "hidden_act": "silu",
+        "rotary_scaling_factor": 1.0,
         "tie_word_embeddings": False,
         "use_cache": True,
         "torch_dtype": dtype,

@@ -6,7 +6,7 @@
 Weights keep their names and precision. A directory appears whole or not at all; saving needs no memory beside
 the model, loading none beside the weights (see `weights.py`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stablelm.config import InputError
-from stablelm.config.model import from_huggingface, to_huggingface
+from stablelm.config.model import Spelling, from_huggingface, to_huggingface
 from stablelm.interchange.weights import DTYPES, StoredTensor, build_model, read_headers
 from stablelm.model import StableLM
-from stablelm.storage import atomic_directory, confined, read_json, refuse_existing, require_space, write_json
+from stablelm.storage import (
+    atomic_directory,
+    confined,
+    read_json,
+    refuse_existing,
+    require_space,
+    write_json,
+    write_text,
+)
 from stablelm.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -30,12 +38,16 @@ def save_pretrained(
     directory: str | Path,
     *,
     max_shard_bytes: int = 5_000_000_000,
+    spelling: Spelling = "stablelm",
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `directory` in the model's own precision; it may not exist yet, or be empty.
 
-    A file holds at most `max_shard_bytes` of weights, except that no tensor is split."""
+    A file holds at most `max_shard_bytes` of weights, except that no tensor is split. `spelling` is that of
+    config.json. `files` are texts to put beside the weights, by name (a README.md)."""
     directory = Path(directory)
     refuse_existing(directory)
+    settings = to_huggingface(model.config, str(model.dtype).removeprefix("torch."), spelling)
     _check_sizes(model, tokenizer)
     tensors = model.state_dict()
     total = sum(tensor.nbytes for tensor in tensors.values())
@@ -46,7 +58,7 @@ def save_pretrained(
     if tokenizer is not None:
         generation["pad_token_id"] = tokenizer.pad_id
     with atomic_directory(directory) as aside:
-        write_json(aside / "config.json", to_huggingface(config, str(model.dtype).removeprefix("torch.")))
+        write_json(aside / "config.json", settings)
         write_json(aside / "generation_config.json", generation)
         if tokenizer is not None:
             tokenizer.save(aside)
@@ -61,6 +73,8 @@ def save_pretrained(
                 (aside / "config.json").stat().st_mode
             )  # safetensors lets only its owner read
             names |= dict.fromkeys(shard, file)
+        for name, text in (files or {}).items():
+            write_text(aside / name, text)
         if len(shards) > 1:
             write_json(aside / INDEX, {"metadata": {"total_size": total}, "weight_map": names})
 

@@ -64,6 +64,17 @@ class Tokenizer:
         try:
             content = file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
+            if code := _tokenizer_code(path):
+                raise InputError(
+                    f"{path}: has no tokenizer.json; its tokenizer is code ({code}), which is never run here. "
+                    "Newer revisions of such a repository hold a tokenizer.json; else make one from its "
+                    ".tiktoken file with `transformers.convert_slow_tokenizer.TikTokenConverter`, and put it "
+                    "there."
+                ) from None
+            if (path / "config.json").is_file():
+                raise InputError(
+                    f"{path}: holds weights but no tokenizer.json. Put the one it was trained with beside them."
+                ) from None
             raise InputError(
                 f"{file}: no such file. A tokenizer is a `tokenizer.json`, or a directory that holds one; "
                 "`stablelm tokenizer train OUT FILES…` makes one."
@@ -248,6 +259,20 @@ def _build(content: bytes, source: str) -> tokenizers.Tokenizer:
     encoder.no_truncation()
     encoder.no_padding()
     return encoder
+
+
+def _tokenizer_code(folder: Path) -> str | None:
+    """The file of tokenizer code (as of Stable LM 2's first revisions) that a directory holds or names."""
+    if not folder.is_dir():
+        return None
+    beside = folder / "tokenizer_config.json"
+    settings = read_json(beside) if beside.is_file() else None
+    named = settings.get("auto_map") if isinstance(settings, dict) else None
+    named = named.get("AutoTokenizer") if isinstance(named, dict) else None
+    named = next((n for n in named if isinstance(n, str)), None) if isinstance(named, list) else named
+    if isinstance(named, str):
+        return f"{named.partition('.')[0]}.py"
+    return next((p.name for kind in ("*.tiktoken", "tokenization_*.py") for p in folder.glob(kind)), None)
 
 
 def _named_token(settings: Mapping[str, Any] | None, key: str) -> str | None:

@@ -203,6 +203,32 @@ def test_writing_and_reading_keeps_the_network(name):
     assert written["num_key_value_heads"] == config.num_key_value_heads
 
 
+def test_the_older_spelling_is_that_of_the_first_release():
+    written = to_huggingface(ModelConfig(), "bfloat16", "stablelm_epoch")
+    released = {
+        name: value for name, value in OLD.items() if name not in ("auto_map", "transformers_version")
+    }
+    assert written == {**released, "use_qkv_bias": False}  # explicit, since a missing one was taken for true
+    assert from_huggingface(written, "test") == ModelConfig()
+
+
+@pytest.mark.parametrize("name", ["stable-code-3b", "stablelm-2-1_6b", "stablelm-5m"])
+def test_the_older_spelling_is_read_back(name):
+    config = preset(name)
+    assert from_huggingface(to_huggingface(config, "float32", "stablelm_epoch"), "test") == config
+
+
+def test_the_older_spelling_refuses_what_it_has_no_key_for():
+    with pytest.raises(InputError, match="no key for qk_layernorm = True; write this architecture as"):
+        to_huggingface(preset("stablelm-2-12b"), "float32", "stablelm_epoch")
+
+
+def test_a_head_of_another_width_is_refused():
+    with pytest.raises(InputError, match="head_dim = 64 is not supported"):
+        from_huggingface({**NEW, "head_dim": 64}, "c")
+    assert from_huggingface({**NEW, "head_dim": 80}, "c") == from_huggingface({**NEW, "head_dim": None}, "c")
+
+
 def test_the_twelve_billion_model_has_two_counts():
     """Without norm biases as released, with them as `transformers` builds it."""
     assert preset("stablelm-2-12b").num_parameters == 12_142_976_000

@@ -251,3 +251,31 @@ def test_saving_keeps_every_byte(tmp_path: Path, neox: Tokenizer, file: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("arcade100k.tiktoken", "IQ== 0", "arcade100k.tiktoken"),
+        ("tokenization_arcade100k.py", "raise SystemExit", "tokenization_arcade100k.py"),
+        (
+            "tokenizer_config.json",
+            json.dumps(
+                {"auto_map": {"AutoTokenizer": ["tokenization_arcade100k.Arcade100kTokenizer", None]}}
+            ),
+            "tokenization_arcade100k.py",
+        ),
+    ],
+)
+def test_a_tokenizer_that_is_code_is_not_run_but_explained(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(
+        InputError, match=f"has no tokenizer.json; its tokenizer is code .{said}.*TikTokenConverter"
+    ):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_beside_a_tokenizer_json_the_code_does_not_matter(tmp_path, neox):
+    neox.save(tmp_path)
+    (tmp_path / "tokenization_arcade100k.py").write_text("raise SystemExit")
+    assert Tokenizer.from_file(tmp_path).size == 50_277
