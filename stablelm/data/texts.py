@@ -1,7 +1,7 @@
 """Many texts as one array: what the loops over text read.
 
-UTF-8 bytes back to back and where each text ends. A shard of documents on the disk has this form already, so a
-kernel reads it through the page cache without making a Python string."""
+UTF-8 bytes back to back and where each text ends. A shard of documents on the disk has this form already,
+so a kernel reads it through the page cache without making a Python string."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

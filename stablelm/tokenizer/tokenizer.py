@@ -66,14 +66,15 @@ class Tokenizer:
         except (FileNotFoundError, NotADirectoryError):
             if code := _tokenizer_code(path):
                 raise InputError(
-                    f"{path}: has no tokenizer.json; its tokenizer is code ({code}), which is never run here. "
+                    f"{path}: has no tokenizer.json; its tokenizer is code ({code}), which is never run. "
                     "Newer revisions of such a repository hold a tokenizer.json; else make one from its "
                     ".tiktoken file with `transformers.convert_slow_tokenizer.TikTokenConverter`, and put it "
                     "there."
                 ) from None
             if (path / "config.json").is_file():
                 raise InputError(
-                    f"{path}: holds weights but no tokenizer.json. Put the one it was trained with beside them."
+                    f"{path}: holds weights but no tokenizer.json. Put the one it was trained with "
+                    "beside them."
                 ) from None
             raise InputError(
                 f"{file}: no such file. A tokenizer is a `tokenizer.json`, or a directory that holds one; "
