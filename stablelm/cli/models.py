@@ -52,6 +52,10 @@ def inspect(
         ),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte: hashes, finiteness.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Which kernels the model would use on --device, and why.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; for --kernels.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Say what PATH is: format, architecture, sizes, tokenizer. Refuses by name what is broken.
@@ -59,8 +63,9 @@ def inspect(
     Example: stablelm inspect runs/demo/model --verify
     """
     from stablelm.interchange.inspection import as_lines, describe
+    from stablelm.planning import resolve_device
 
-    facts = describe(path, verify=verify)
+    facts = describe(path, verify=verify, kernels=resolve_device(device) if kernels else None)
     typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else "\n".join(as_lines(facts)))
 
 

@@ -18,7 +18,9 @@ from stablelm.config.model import from_huggingface
 from stablelm.data.manifest import SIDES, Dataset
 from stablelm.data.token_files import TokenFile
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, read_config, stored_tensors
+from stablelm.interchange.kernel_report import kernel_report
 from stablelm.interchange.native import finished_checkpoints, is_checkpoint
+from stablelm.interchange.open import open_path
 from stablelm.interchange.weights import StoredTensor, build_model, read_header, read_headers
 from stablelm.model import StableLM
 from stablelm.storage import MANIFEST, read_json, read_manifest
@@ -30,14 +32,17 @@ _NAMED_BY_USERS = ("sources", "shapes", "held_out_bits_per_byte")
 _REMEDY = "Use the checkpoint before it."
 
 
-def describe(path: str | Path, *, verify: bool = False) -> Facts:
+def describe(path: str | Path, *, verify: bool = False, kernels: torch.device | None = None) -> Facts:
     """Facts about a path, in the order in which a reader wants them; `InputError` when it is nothing known or
-    is broken."""
+    is broken. `kernels` adds which kernels a model would use on that device."""
     path = Path(path)
     index = Path(f"{path}.idx")
     if not path.exists() and not index.is_file():
         raise InputError(f"{path}: no such file or directory.")
     about = _directory(path, verify) if path.is_dir() else _file(path, index.is_file(), verify)
+    if kernels is not None:
+        model, _ = open_path(path, None, "meta")  # reads no weights
+        about["kernels"] = kernel_report(model.config, kernels, model.dtype)
     return {"kind": about.pop("kind"), "path": str(path), **about}
 
 

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from stablelm.auto import AutoModelForCausalLM
 from stablelm.config import InputError, preset
 from stablelm.config.model import to_huggingface
 from stablelm.config.recipe import DataRecipe
@@ -71,6 +73,28 @@ def test_a_model(saved: Path, model: StableLM, tokenizer: Tokenizer, verify: boo
         "tokenizer": {"ids": 300, "end_of_text": 0, "padding": 1, "sha256": tokenizer.sha256},
     }  # fmt: skip
     assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_are_those_that_opening_the_model_chooses(
+    tmp_path: Path, tokenizer: Tokenizer, dtype: torch.dtype
+) -> None:
+    save_pretrained(StableLM(CONFIG, seed=3).to(dtype), tokenizer, tmp_path / "model")
+    kernels = describe(tmp_path / "model", kernels=torch.device("cpu"))["kernels"]
+    assert kernels["precision"] == str(dtype).removeprefix("torch.")
+    for wish, said in kernels["attention"].items():
+        opened = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", attn_implementation=None if wish == "default" else wish
+        )
+        assert said == f"{opened.attention.name}: {opened.attention.reason}"
+    head = CONFIG.hidden_size // CONFIG.num_attention_heads
+    assert set(kernels["sdpa_takes"].values()) == {f"FLASH_ATTENTION (head dimension {head})"}
+    assert "flash_attention_2 on cpu" in kernels["attention"]["flash_attention_2"]
+
+
+def test_kernels_of_what_is_no_model(dataset: Path) -> None:
+    with pytest.raises(InputError, match="no model found"):
+        describe(dataset, kernels=torch.device("cpu"))
 
 
 def test_the_released_architecture_from_its_config_alone(tmp_path: Path) -> None:
