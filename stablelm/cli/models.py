@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stablelm.cli.options import Overrides, Precision
+from stablelm.cli.options import CardKeys, Overrides, Precision, precision
 
 
 def init(
@@ -33,7 +33,7 @@ def init(
     refuse_existing(out)
     config = validate(ModelConfig, apply_overrides({"preset": preset}, set_ or []), "init")
     words = Tokenizer.from_file(tokenizer) if tokenizer else None
-    kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    kept = precision(dtype)
     require_space(out, config.num_parameters * kept.itemsize, "the model")
     with torch.device("meta"):
         model = StableLM(config).to(kept)
@@ -70,23 +70,20 @@ def inspect(
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run (its newest checkpoint), a checkpoint, a model.")],
-    out: Annotated[Path, typer.Argument(help="Directory to write, in the Hugging Face layout.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A run (its newest checkpoint), a checkpoint, a model, a Hub id.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Directory to write, ready for the Hub.")],
     dtype: Precision = "fp32",
+    set_: CardKeys = None,
 ) -> None:
-    """Write a directory that transformers and this package load unchanged.
+    """Write a directory that transformers and this package load unchanged, with its model card.
 
-    Example: stablelm export runs/demo/run models/demo --dtype bf16
+    The card (README.md) is filled from what the checkpoint knows; --set states what only you know.
+
+    Example: stablelm export runs/demo/run models/demo --dtype bf16 --set licence=apache-2.0
     """
-    import torch
+    from stablelm.interchange.export import export as write
 
-    from stablelm.interchange import open_path
-    from stablelm.interchange.huggingface import save_pretrained
-    from stablelm.storage import refuse_existing
-
-    refuse_existing(out)
-    model, tokenizer = open_path(checkpoint, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    save_pretrained(model, tokenizer, out)
-    if tokenizer is None:
-        typer.echo(f"warning: {checkpoint} has no tokenizer.json, so {out} has none either", err=True)
-    typer.echo(f"{out}: {model.num_parameters():,} parameters, {dtype}")
+    for line in write(checkpoint, out, precision(dtype), set_ or []):
+        typer.echo(line)

@@ -1,11 +1,30 @@
 """Options that several verbs have."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as optimizer.lr=1e-4; may be repeated."),
 ]
+CardKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A key of the model card, as licence=apache-2.0 or language=[en]; may be repeated. "
+        "configs/reference.yml lists them under card.",
+    ),
+]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option("--dtype", help="Precision of the weights.")]
+
+
+def precision(name: str) -> "torch.dtype":
+    """The torch dtype of an option's value."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

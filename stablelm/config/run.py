@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stablelm.config.card import CardConfig
 from stablelm.config.model import ModelConfig, preset
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
 
@@ -123,8 +124,8 @@ class RunConfig(Schema):
     model: ModelConfig = Field(default_factory=ModelConfig)
     """Architecture; `preset: NAME` starts from a named one and the other keys change it."""
     init: str | None = None
-    """Start from the weights in this directory (`stablelm init`, or any Hugging Face StableLM) instead of
-    from the seed."""
+    """Start from the weights in this directory (`stablelm init`, any Hugging Face StableLM) or of this Hub id
+    instead of from the seed."""
     data: DataConfig
     """What is read."""
     batch: BatchConfig = Field(default_factory=BatchConfig)
@@ -145,6 +146,8 @@ class RunConfig(Schema):
     """Held-out evaluation."""
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """Logs."""
+    card: CardConfig = Field(default_factory=CardConfig)
+    """What `stablelm export` writes into the model card."""
     seed: int = Field(1234, ge=0)
     """Fixes the initial weights and the order of the samples."""
     device: str = "auto"

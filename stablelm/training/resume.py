@@ -10,7 +10,7 @@ from stablelm.config import InputError, RunConfig
 from stablelm.planning import Plan
 
 # These change what is printed, where, or in which pieces a step is computed, not which steps are made.
-_FREE = ("out", "device", "checkpoint", "evaluation", "logging", "loss_chunk")
+_FREE = ("out", "device", "checkpoint", "evaluation", "logging", "loss_chunk", "card")
 
 
 def state_of(

@@ -17,7 +17,9 @@ from stablelm.config.errors import RunError
 from stablelm.data import Dataset, Loader
 from stablelm.evaluation import perplexity
 from stablelm.interchange import open_path
+from stablelm.interchange.hub import resolve
 from stablelm.interchange.native import finished_checkpoints
+from stablelm.interchange.provenance import Ancestor, ancestors_of
 from stablelm.model import StableLM
 from stablelm.planning import Plan, hardware, make_plan, matmul_peak, resolve_device
 from stablelm.storage import directory_lock, require_space, write_json, write_text
@@ -65,6 +67,7 @@ class Trainer:
         self._check_vocabulary()
         self.plan: Plan = make_plan(config, self.loader.num_samples, self.loader.table())
         self.device = resolve_device(config.device)
+        self.ancestors: tuple[Ancestor, ...] = ()
         self.model = self._initial_model().to(self.device)
         self.model.lm_head.chunk = config.loss_chunk
         self.dtype = DTYPES[config.precision]
@@ -86,7 +89,9 @@ class Trainer:
     def _initial_model(self) -> StableLM:
         if self.config.init is None:
             return StableLM(self.config.model, self.config.seed)
-        model, _ = open_path(self.config.init, dtype=torch.float32)
+        folder = resolve(self.config.init)
+        model, _ = open_path(folder, dtype=torch.float32)
+        self.ancestors = ancestors_of(folder, self.config.init)
         if model.config != self.config.model:
             name = next(
                 n
@@ -237,6 +242,8 @@ class Trainer:
             "hardware": hardware(self.device),
             "data": self.loader.seen(self.step * self.config.batch.sequences),
             "evaluations": self.evaluations[-len(self.dataset.sources) :],
+            "dataset": self.dataset.summary(),
+            "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],
         }
         state = state_of(self.step, self.plan, self.config, self.loader.fingerprint, self.evaluations)
         return save_checkpoint(

@@ -67,7 +67,7 @@ def make_config(dataset_path, tmp_path):
             "device": "cpu",
         }  # fmt: skip
         for section, change in changes.items():
-            values[section] = {**values[section], **change} if isinstance(change, dict) else change
+            values[section] = {**values.get(section, {}), **change} if isinstance(change, dict) else change
         return run_config(values)
 
     return make
