@@ -16,7 +16,8 @@ from torch import Tensor
 
 from stablelm.config import InputError
 from stablelm.config.model import Spelling, from_huggingface, to_huggingface
-from stablelm.interchange.weights import DTYPES, StoredTensor, build_model, read_headers
+from stablelm.interchange.pickled import pickled_files
+from stablelm.interchange.weights import DTYPES, StoredTensor, build_model, read_headers, read_pickles
 from stablelm.model import StableLM
 from stablelm.storage import (
     atomic_directory,
@@ -84,15 +85,19 @@ def load_pretrained(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     build: type[StableLM] = StableLM,
+    allow_pickle: bool = False,
 ) -> tuple[StableLM, Tokenizer | None]:
     """The model (an instance of `build`) and the tokenizer, None where there is no tokenizer.json.
 
-    `dtype` None keeps the precision that config.json states, or else the stored one. `InputError` names the
+    `dtype` None keeps the precision that config.json states, or else the stored one. `allow_pickle` also
+    reads pytorch_model.bin, as data only. `InputError` names the
     file, the tensor and the remedy for anything missing, broken, or not belonging together."""
     directory = Path(directory)
     values = read_config(directory)
     config = from_huggingface(values, str(directory / "config.json"))
-    model = build_model(config, stored_tensors(directory), directory, dtype or _stated(values), device, build)
+    model = build_model(
+        config, stored_tensors(directory, allow_pickle), directory, dtype or _stated(values), device, build
+    )
     tokenizer = Tokenizer.from_file(directory) if (directory / "tokenizer.json").is_file() else None
     _check_sizes(model, tokenizer)
     return model, tokenizer
@@ -108,17 +113,23 @@ def read_config(directory: Path) -> dict[str, Any]:
     return values
 
 
-def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the directory's weights, single file or sharded index."""
+def stored_tensors(directory: Path, allow_pickle: bool = False) -> dict[str, StoredTensor]:
+    """Every tensor of the directory's weights, single file or sharded index; pickles only when allowed, and
+    only where there is nothing else."""
     if (directory / WEIGHTS).is_file():
         return read_headers([directory / WEIGHTS])
     index = directory / INDEX
     if not index.is_file():
+        if allow_pickle and (pickles := pickled_files(directory)):
+            return read_pickles(pickles)
         pickled = sorted(
             path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern)
         )
         instead = (
-            f" {pickled[0]} is a pickle, which can run code and is not opened; convert it." if pickled else ""
+            f" {pickled[0]} is a pickle, which can run code and is not opened; `stablelm convert "
+            "--allow-pickle` reads it as data only."
+            if pickled
+            else ""
         )
         raise InputError(f"{directory}: no weights: neither {WEIGHTS} nor {INDEX} is there.{instead}")
     content = read_json(index)

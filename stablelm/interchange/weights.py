@@ -17,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stablelm.config import InputError, ModelConfig
+from stablelm.interchange.pickled import pickled_state
 from stablelm.model import StableLM
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LARGEST_HEADER = 100_000_000
+PICKLES = (".bin", ".pt", ".pth")
 _REMEDY = "Download or copy the file again."
 
 
@@ -93,6 +95,17 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
     return tensors
 
 
+def read_pickles(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """The tensors of pickled state dicts together; a name may occur once."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, value in pickled_state(file).items():
+            if name in tensors:
+                raise InputError(f"{file}: tensor {name!r} is also in {tensors[name].file.name}.")
+            tensors[name] = StoredTensor(file, value.dtype, tuple(value.shape))
+    return tensors
+
+
 def build_model(
     config: ModelConfig,
     tensors: dict[str, StoredTensor],
@@ -142,6 +155,11 @@ def _read(
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in {stored.file: None for stored in tensors.values()}:
+        if file.suffix in PICKLES:
+            state = pickled_state(file)
+            for name in (n for n, stored in tensors.items() if stored.file == file):
+                found[name] = state[name].to(device=device, dtype=dtype)
+            continue
         try:
             with safe_open(os.fspath(file), framework="pt") as opened:
                 for name in (n for n, stored in tensors.items() if stored.file == file):
