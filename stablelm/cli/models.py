@@ -45,10 +45,10 @@ def init(
 
 def inspect(
     path: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A model, run, checkpoint, demo or dataset, a token file (or its name without suffix), a "
-            "tokenizer, a .safetensors file."
+            help="A model (also a Hub id), run, checkpoint, demo or dataset, a token file (or its name "
+            "without suffix), a tokenizer, a .safetensors file."
         ),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte: hashes, finiteness.")] = False,
@@ -86,4 +86,4 @@ def export(
     from stablelm.interchange.export import export as write
 
     for line in write(checkpoint, out, precision(dtype), set_ or []):
-        typer.echo(line)
+        typer.echo(line, err=line.startswith("warning: "))

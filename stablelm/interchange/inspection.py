@@ -5,6 +5,7 @@ Without `verify` only headers and small files are read: enough to see that a fil
 a tokenizer another model's, and seconds for any size. `verify` reads every byte: hashes where a manifest has
 them, and whether all weights are finite. What is broken is refused by name, as when it is used."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from stablelm.config import InputError
 from stablelm.config.model import from_huggingface
 from stablelm.data.manifest import SIDES, Dataset
 from stablelm.data.token_files import TokenFile
+from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, read_config, stored_tensors
 from stablelm.interchange.kernel_report import kernel_report
 from stablelm.interchange.native import finished_checkpoints, is_checkpoint
@@ -35,7 +37,7 @@ _REMEDY = "Use the checkpoint before it."
 def describe(path: str | Path, *, verify: bool = False, kernels: torch.device | None = None) -> Facts:
     """Facts about a path, in the order in which a reader wants them; `InputError` when it is nothing known or
     is broken. `kernels` adds which kernels a model would use on that device."""
-    path = Path(path)
+    path = resolve(path)
     index = Path(f"{path}.idx")
     if not path.exists() and not index.is_file():
         raise InputError(f"{path}: no such file or directory.")
@@ -253,6 +255,7 @@ def _weights(stored: Mapping[str, StoredTensor]) -> Facts:
         "stored_as": [name for name, _ in dtypes.most_common()],
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
+        "tensor_bytes": sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored.values()),
     }
 
 

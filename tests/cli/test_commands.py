@@ -115,11 +115,15 @@ def test_report(world, run, tmp_path):
     assert "my_notes" in page
 
 
+LONG = {"fp32": "float32", "bf16": "bfloat16"}
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("source", ["run", "run/checkpoints/step-000006", "model"])
 def test_export(world, run, tmp_path, source, dtype):
     said = run("export", world / source, tmp_path / "m", "--dtype", dtype)
-    assert (said.code, said.out) == (0, f"{tmp_path / 'm'}: 45,376 parameters, {dtype}\n")
+    assert (said.code, said.out) == (0, f"{tmp_path / 'm'}: 45,376 parameters, {LONG[dtype]}\n")
+    assert "states no licence" in said.err and (tmp_path / "m" / "README.md").is_file()
     model, tokenizer = stablelm.load(tmp_path / "m")
     trained, _ = stablelm.load(world / "run")
     kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
