@@ -23,6 +23,7 @@ from stablelm.storage import (
     atomic_directory,
     confined,
     read_json,
+    refuse_dead_link,
     refuse_existing,
     require_space,
     write_json,
@@ -116,6 +117,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 def stored_tensors(directory: Path, allow_pickle: bool = False) -> dict[str, StoredTensor]:
     """Every tensor of the directory's weights, single file or sharded index; pickles only when allowed, and
     only where there is nothing else."""
+    for name in (WEIGHTS, INDEX):
+        refuse_dead_link(directory / name)
     if (directory / WEIGHTS).is_file():
         return read_headers([directory / WEIGHTS])
     index = directory / INDEX

@@ -6,6 +6,7 @@ a tokenizer another model's, and seconds for any size. `verify` reads every byte
 them, and whether all weights are finite. What is broken is refused by name, as when it is used."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from stablelm.interchange.native import finished_checkpoints, is_checkpoint
 from stablelm.interchange.open import open_path
 from stablelm.interchange.weights import StoredTensor, build_model, read_header, read_headers
 from stablelm.model import StableLM
-from stablelm.storage import MANIFEST, read_json, read_manifest
+from stablelm.storage import MANIFEST, read_json, read_manifest, refuse_dead_link
 from stablelm.tokenizer import Tokenizer
 
 Facts = dict[str, Any]
@@ -39,6 +40,7 @@ def describe(path: str | Path, *, verify: bool = False, kernels: torch.device | 
     is broken. `kernels` adds which kernels a model would use on that device."""
     path = resolve(path)
     index = Path(f"{path}.idx")
+    refuse_dead_link(path)
     if not path.exists() and not index.is_file():
         raise InputError(f"{path}: no such file or directory.")
     about = _directory(path, verify) if path.is_dir() else _file(path, index.is_file(), verify)
@@ -215,7 +217,7 @@ def _model(path: Path, verify: bool) -> Facts:
     # A checkpoint keeps its weights in model/; nothing at all is a state of its own, not a broken one.
     inside = sorted((path / "model").glob("*.safetensors")) if is_checkpoint(path) else []
     stored: dict[str, StoredTensor] = {}
-    if inside or any((path / name).is_file() for name in (WEIGHTS, INDEX)):
+    if inside or any(os.path.lexists(path / name) for name in (WEIGHTS, INDEX)):
         stored = read_headers(inside) if inside else stored_tensors(path)
         build_model(config, stored, path, None, "meta", StableLM)
     facts["weights"] = _weights(stored) if stored else "none"

@@ -10,6 +10,7 @@ from stablelm.config import InputError
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, load_pretrained
 from stablelm.interchange.native import is_checkpoint, load_checkpoint, newest_checkpoint
 from stablelm.model import StableLM
+from stablelm.storage import refuse_dead_link
 from stablelm.tokenizer import Tokenizer
 
 
@@ -30,6 +31,7 @@ def open_path(
 def locate(path: str | Path) -> Path:
     """The directory with config.json and weights that `path` means: itself, an export, a checkpoint."""
     folder = Path(path)
+    refuse_dead_link(folder)
     if not folder.exists():
         raise InputError(f"{path}: no such directory.")
     if not folder.is_dir():

@@ -14,10 +14,26 @@ from stablelm.storage.atomic import (
 from stablelm.storage.hashes import fingerprint, keyed_uint64, sha256_file, sha256_text
 from stablelm.storage.locks import directory_lock
 from stablelm.storage.manifests import MANIFEST, read_manifest, write_manifest
-from stablelm.storage.paths import confined
+from stablelm.storage.paths import confined, refuse_dead_link
 
 __all__ = [
-    "MANIFEST", "DiskFullError", "atomic_directory", "atomic_file", "confined", "directory_lock",
-    "explain_full_disk", "fingerprint", "keyed_uint64", "read_json", "read_manifest", "refuse_existing",
-    "require_space", "sha256_file", "sha256_text", "write_json", "write_manifest", "write_text",
+    "MANIFEST",
+    "DiskFullError",
+    "atomic_directory",
+    "atomic_file",
+    "confined",
+    "directory_lock",
+    "explain_full_disk",
+    "fingerprint",
+    "keyed_uint64",
+    "read_json",
+    "read_manifest",
+    "refuse_dead_link",
+    "refuse_existing",
+    "require_space",
+    "sha256_file",
+    "sha256_text",
+    "write_json",
+    "write_manifest",
+    "write_text",
 ]  # fmt: skip

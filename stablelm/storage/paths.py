@@ -1,5 +1,6 @@
 """Paths that stay where they belong."""
 
+import os
 from pathlib import Path
 
 from stablelm.config.errors import InputError
@@ -16,3 +17,11 @@ def confined(root: str | Path, name: str) -> Path:
     if not inside or Path(name).is_absolute():
         raise InputError(f"{root}: the name {name!r} leads outside this directory; it is not opened.")
     return target
+
+
+def refuse_dead_link(path: str | Path) -> None:
+    """Refuses a symbolic link that leads nowhere or in a circle, which else looks like no file at all."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise InputError(
+            f"{path}: a symbolic link that leads nowhere, or in a circle. Repair it, or give the real path."
+        )

@@ -7,6 +7,7 @@ import torch
 
 from stablelm.config import InputError, preset
 from stablelm.interchange import open_path, save_pretrained
+from stablelm.interchange.inspection import describe
 from stablelm.interchange.open import locate
 from stablelm.model import StableLM
 
@@ -63,6 +64,24 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(InputError, match="loop: no such directory"):
         locate(tmp_path / "loop")
+
+
+def test_links_in_a_circle_or_to_nowhere_are_told_apart_from_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "dead").symlink_to("gone")
+    for name in ("a", "dead"):
+        for opened in (open_path, describe):
+            with pytest.raises(
+                InputError, match=rf"{name}: a symbolic link that leads nowhere, or in a circle"
+            ):
+                opened(tmp_path / name)
+    save_pretrained(StableLM(CONFIG), None, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "model.safetensors").symlink_to("model.safetensors")
+    for opened in (open_path, describe):
+        with pytest.raises(InputError, match=r"model\.safetensors: a symbolic link"):
+            opened(tmp_path / "model")
 
 
 def test_a_checkpoint_that_was_never_finished_says_so(tmp_path: Path) -> None:
