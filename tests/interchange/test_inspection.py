@@ -69,7 +69,8 @@ def test_a_model(saved: Path, model: StableLM, tokenizer: Tokenizer, verify: boo
             "vocabulary": 512, "context": 256, "kv_bytes_per_token": 2 * 2 * 64 * 2,
         },
         "weights": {"tensors": 26, "stored_as": ["float32"], "files": 1,
-                    "bytes": (saved / "model.safetensors").stat().st_size},
+                    "bytes": (saved / "model.safetensors").stat().st_size,
+                    "tensor_bytes": 4 * model.num_parameters()},
         "tokenizer": {"ids": 300, "end_of_text": 0, "padding": 1, "sha256": tokenizer.sha256},
     }  # fmt: skip
     assert json.loads(json.dumps(facts)) == facts
