@@ -24,8 +24,7 @@ from stablelm.data.sources import read_texts
 from stablelm.data.tokenization import prepare
 from stablelm.demo.corpus import write_corpus
 from stablelm.demo.results import demo_page, results_of, summary_lines
-from stablelm.interchange import open_path
-from stablelm.interchange.huggingface import save_pretrained
+from stablelm.interchange.export import export
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.planning import matmul_peak
 from stablelm.storage import directory_lock, read_json, write_json
@@ -40,6 +39,8 @@ PROSE_SHARE = (
 )
 MINUTES, FEWEST_STEPS, TIMED_STEPS = 3.0, 8, 12
 HELD_OUT = 0.06
+CARD = ("name=StableLM demo", "language=[en]", "licence=other", "licence_name=psf-2.0",
+        "licence_link=https://docs.python.org/3/license.html")  # fmt: skip
 
 
 def run_demo(
@@ -69,8 +70,7 @@ def run_demo(
         config = run_config(_fix_run(out, minutes, steps, console), str(out / "demo.json"))
         train(config, resume=bool(finished_checkpoints(out / "run")), console=console)
         if not (out / "model" / "config.json").is_file():
-            model, tokenizer = open_path(out / "run")
-            save_pretrained(model, tokenizer, out / "model")
+            list(export(out / "run", out / "model", torch.float32, CARD))
         if not (out / "results.json").is_file():
             console.message("Evaluating on all held-out text, and compressing it with gzip and xz")
             write_json(

@@ -242,9 +242,9 @@ def _training(config: ModelConfig, known: Provenance) -> Iterable[str]:
         "Weight decay, clipping": f"{optimizer.get('weight_decay')}, {optimizer.get('clip')}",
         "Batch": f"{batch.get('sequences')} sequences of {batch.get('sequence_length')} tokens",
         "Precision": run.get("precision"),
-        "Seed": run.get("seed"),
+        "Seed": str(run.get("seed")),
     }
-    yield _table(["", ""], [[key, value] for key, value in values.items()])
+    yield _table(["Setting", "Value"], [[key, value] for key, value in values.items()])
     hardware = known.about.get("hardware", {})
     if hardware:
         yield (

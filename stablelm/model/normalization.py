@@ -34,4 +34,5 @@ class HeadNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, H, S, D] → the same shape."""
         weight = torch.stack([norm.weight for norm in self.norms]).unsqueeze(1)  # type: ignore[misc]  # [H, 1, D]
-        return functional.layer_norm(x, x.shape[-1:], eps=self.eps) * weight.to(x.dtype)
+        exact = torch.promote_types(x.dtype, torch.float32)  # rounded once, as `layer_norm` does inside
+        return (functional.layer_norm(x.to(exact), x.shape[-1:], eps=self.eps) * weight.to(exact)).to(x.dtype)

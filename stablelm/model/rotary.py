@@ -1,9 +1,12 @@
 """Rotary position embeddings on the first quarter of each head (Su et al., 2021; Black et al., 2022).
 
 Layout: GPT-NeoX's halves inside the rotated block, pairs (j, j + rotary_dim/2); the other dimensions pass
-untouched. Angles and rotation are float32 whatever the network computes in: in bf16 neighbouring positions
-would share an angle. Rejected: a cached table up to the context length (it gets cast with the weights, and a
-longer context needs a new one); computing the angles anew costs under 0.1 % of a forward pass."""
+untouched. Angles, cosines and sines are computed in float32 whatever the network computes in (in bf16
+neighbouring positions would share an angle), then rounded to the activations' precision, as in training
+(GPT-NeoX) and in `transformers`: so bf16 logits are bit-equal to its. Rejected: rotating in float32, which is
+no nearer to the float32 network (notebook); a cached table up to the context length (it gets cast with the
+weights, and a longer context needs a new one); computing the angles anew costs under 0.1 % of a forward
+pass."""
 
 import torch
 from torch import Tensor
@@ -23,9 +26,7 @@ class Rotary:
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, H, S, D] with its first rotary_dim dimensions rotated by the position's angles; dtype
         kept."""
-        half = self.cos.shape[-1]
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        half = cos.shape[-1]
         first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
-        rotated = torch.cat(
-            (first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1
-        )
-        return torch.cat((rotated.to(x.dtype), rest), dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

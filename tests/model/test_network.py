@@ -94,7 +94,10 @@ def test_bf16_rotation_uses_float32_angles():
     x = torch.randn(1, 1, 2, 16, dtype=torch.bfloat16)
     far = Rotary(torch.tensor([4094, 4095]), 4, 10_000.0)  # in bf16 both positions would be 4096
     assert not torch.equal(far.cos[0], far.cos[1])
-    expected = far(x.float()).to(torch.bfloat16)
+    angles = torch.tensor([[4094.0], [4095.0]]).double() * torch.tensor([1.0, 0.01]).double()
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()  # of exact angles, then rounded
+    a, b = x[..., :2], x[..., 2:4]
+    expected = torch.cat([a * cos - b * sin, b * cos + a * sin, x[..., 4:]], -1)
     assert far(x).dtype == torch.bfloat16 and torch.equal(far(x), expected)
 
 
