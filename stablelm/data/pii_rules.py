@@ -7,9 +7,9 @@ or a run of characters that no other place shares, so the time is in proportion 
 E-mail: Unicode letters count, an address in text without spaces (Han, kana, …) is cut out of it, a dot at the
 end is the sentence's. Not one: `git@host:`, `icon@2x.png`, `package@1.2.3`, `a@b.dot(`.
 IP: public addresses alone. Not one: private, local, documentation and multicast ranges; version numbers,
-which follow v, version, a product's name with slash or hyphen, have a number outside 0–255, or are four
-single digits (so the resolvers 1.1.1.1 and 8.8.8.8 stay); parts of longer dotted numbers; zeros in front
-(dates).
+which follow v, version, Theorem, a product's name with slash or hyphen, have a number outside 0–255, or are
+four single digits (so the resolvers 1.1.1.1 and 8.8.8.8 stay); parts of longer dotted numbers; zeros in
+front (dates).
 Phone: + and a country's code of E.164, 8–15 digits; or 3-3-4 digits as North America writes them, with
 areas and exchanges that exist. Other national forms look like any number and stay. 555-01xx is nobody's.
 Secret: keys with their issuer's prefix (AWS, GitHub, GitLab, Hugging Face, OpenAI, Anthropic, Slack, Google,
@@ -37,10 +37,11 @@ NO_DOMAINS = frozenset(
 )
 VERSIONED = re.compile(r"\d+x\.|\d+\.\d", re.ASCII)
 
-QUAD = re.compile(rb"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?![\w\x80-\xff]|\.\w)")
+QUAD = re.compile(rb"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})(?!\w|\.\w)")
 BEFORE_VERSION = re.compile(
-    rb"(?:(?<![a-z])(?:v|vers?|version|rev|revision|release|build|firmware|section|chapter)s?"
-    rb"\.?[ :=#\"']{0,3}|[a-z0-9_]/|[a-z_]-)$",
+    rb"(?:(?<![a-z])(?:v|vers?|version|rev|revision|release|build|firmware|kernel|section|chapter|clause|article"
+    rb"|theorem|lemma|proposition|corollary|definition|remark|exercise|example|table|fig|figure|eq|equation)s?"
+    rb"\.?[ :=#~\"']{0,3}|[a-z0-9_]/|[a-z_]-)$",
     re.IGNORECASE,
 )
 SPECIAL_V4 = [
@@ -56,20 +57,18 @@ SPECIAL_V6 = [ipaddress.ip_network(network) for network in ("2001::/23", "2001:d
 COLONS = re.compile(rb"[0-9A-Fa-f:]{6,39}")
 
 INTERNATIONAL = re.compile(
-    rb"\+(?=[1-9(])(\(?\d{1,4}\)?(?:[ .\-/]?(?:\(\d{1,5}\)|\d{1,12})){0,7})(?![\w\x80-\xff]|\.\d)"
+    rb"\+(?=[1-9(])(\(?\d{1,4}\)?(?:[ .\-/]?(?:\(\d{1,5}\)|\d{1,12})){0,7})(?!\w|\.\d)"
 )
 COUNTRY = re.compile(
-    "1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|(?:2[1-69]|3[578]|42|5[09]|6[7-9]|8[0578]|9[679])[0-9]"
+    "1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|(?:2[1-69]|3[578]|42|5[09]|6[7-9]|8[0578]|9[67])[0-9]|99[0-8]"
 )
-AMERICAN = re.compile(
-    rb"(?:\(([2-9]\d\d)\) ?|([2-9]\d\d)([-.]))([2-9]\d\d)([-. ])(\d{4})(?![\w\x80-\xff]|-\d)"
-)
+AMERICAN = re.compile(rb"(?:\(([2-9]\d\d)\) ?|([2-9]\d\d)([-.]))([2-9]\d\d)([-. ])(\d{4})(?!\w|-\d)")
 
 PREFIXED = re.compile(
     rb"""(?:
     (?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16} | AIza[\w-]{35} | gh[pousr]_[A-Za-z0-9]{36,255}
     | github_pat_\w{60,255} | glpat-[\w-]{20,255} | hf_[A-Za-z0-9]{30,64} | sk-[\w-]{20,255}
-    | [sr]k_(?:live|test)_[A-Za-z0-9]{16,255} | xox[abeoprs]-[A-Za-z0-9-]{10,255} | npm_[A-Za-z0-9]{36}
+    | [sr]k_(?:live|test)_[A-Za-z0-9]{16,255} | xox[abeoprs]-[A-Za-z0-9-]{20,255} | npm_[A-Za-z0-9]{36}
     | pypi-AgE[\w-]{40,512}
     | SG\.[\w-]{16,64}\.[\w-]{16,64} | eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{10,}
     )(?![\w-])""",
@@ -124,7 +123,7 @@ def ipv4(raw: bytes, at: int) -> Span | None:
     if all(len(part) == 1 for part in parts) or BEFORE_VERSION.search(raw[max(0, at - 24) : at]):
         return None
     address = ipaddress.IPv4Address(found[0].decode())
-    return None if any(address in network for network in SPECIAL_V4) else found.span()
+    return None if any(address in network for network in SPECIAL_V4) else _alone(raw, found.span())
 
 
 def ipv6(raw: bytes, at: int) -> Span | None:
@@ -133,17 +132,18 @@ def ipv6(raw: bytes, at: int) -> Span | None:
     if not found:
         return None
     text = found[0]
-    if text.endswith(b":") and not text.endswith(b"::"):  # the sentence's
-        text = text[:-1]
+    if text.endswith(b"::"):  # a year or a heading before reStructuredText's code, rather than a network
+        return None
+    text = text.rstrip(b":")  # the sentence's
     end = at + len(text)
-    if _wordly(raw[end : end + 1]) or (raw[end : end + 1] == b":" and _wordly(raw[end + 1 : end + 2])):
+    if raw[end : end + 1] == b":" and raw[end + 1 : end + 2].isalnum():
         return None
     try:
         address = ipaddress.IPv6Address(text.decode())
     except ValueError:
         return None
     special = address not in GLOBAL_V6 or any(address in network for network in SPECIAL_V6)
-    return None if special else (at, end)
+    return None if special else _alone(raw, (at, end))
 
 
 def international(raw: bytes, at: int) -> Span | None:
@@ -154,11 +154,11 @@ def international(raw: bytes, at: int) -> Span | None:
     groups = re.findall(rb"\d+", found[1])
     digits = b"".join(groups).decode()
     country = COUNTRY.match(digits)
-    if not country or not (8 if len(groups) > 1 else 10) <= len(digits) <= 15:
+    if not country or len(groups[-1]) < 2 or not (8 if len(groups) > 1 else 10) <= len(digits) <= 15:
         return None
     if country[0] == "1" and (len(digits) != 11 or not american_digits(digits[1:])):
         return None
-    return found.span()
+    return _alone(raw, found.span())
 
 
 def american(raw: bytes, at: int) -> Span | None:
@@ -171,9 +171,9 @@ def american(raw: bytes, at: int) -> Span | None:
         return None
     before = raw[max(0, at - 3) : at]
     lead = re.search(rb"(?<!\d)1[-. ]$", before)
-    if not lead and re.search(rb"[\d.\-+]$|\d $", before):
+    if not lead and re.search(rb"[\d.\-+]$", before):
         return None
-    return at - (len(lead[0]) if lead else 0), found.end()
+    return _alone(raw, (at - (len(lead[0]) if lead else 0), found.end()))
 
 
 def american_digits(digits: str) -> bool:
@@ -191,7 +191,7 @@ def prefixed(raw: bytes, at: int) -> Span | None:
     if not found or SAMPLE.search(found[0]):
         return None
     worded = found[0][:3] in (b"sk-", b"xox", b"glp") and _of_words(found[0])
-    return None if worded else found.span()
+    return None if worded else _alone(raw, found.span())
 
 
 def _block(raw: bytes, at: int) -> Span | None:
@@ -218,22 +218,21 @@ def assigned(raw: bytes, at: int, min_entropy: float) -> Span | None:
     quote, value, end = name[1], found[0], found.end()
     if quote and raw[end : end + 1] != quote:
         return None
-    if not quote and (
-        not AFTER_BARE.match(raw, end) or b"." in value or sum(map(bytes.isdigit, _bytes(value))) < 4
-    ):
-        return None
+    digits, bits = sum(byte in b"0123456789" for byte in value), entropy(value)
+    if not quote and (not AFTER_BARE.match(raw, end) or b"." in value or (digits < 4 and bits < 4.2)):
+        return None  # a name of the program's, most likely
     if SAMPLE.search(value) or value[:1] in b"/." or (b"/" in value and b"." in value) or _of_words(value):
         return None
     letters = any(byte in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" for byte in value)
-    return found.span() if letters and entropy(value) >= min_entropy else None
+    return found.span() if letters and bits >= min_entropy else None
 
 
-def _bytes(value: bytes) -> list[bytes]:
-    return [value[i : i + 1] for i in range(len(value))]
-
-
-def _wordly(byte: bytes) -> bool:
-    return byte.isalnum() or byte == b"_" or byte >= b"\x80"
+def _alone(raw: bytes, span: Span) -> Span | None:
+    """`span`, unless a letter stands directly beside it in a script that has spaces."""
+    before = raw[max(0, span[0] - 4) : span[0]].decode(errors="ignore")[-1:]
+    after = raw[span[1] : span[1] + 4].decode(errors="ignore")[:1]
+    joined = any(char.isalnum() and char < NO_SPACES for char in (before, after))
+    return None if joined else span
 
 
 def _of_words(value: bytes) -> bool:

@@ -78,7 +78,7 @@ def measure_lines(data: Any, ends: Any, kinds: Any, lines: Any) -> None:
             upper, digits, visible, inside = 0, 0, 0, False
             while place < end and data[place] != 10:
                 flags, size = kinds_at(data, place, kinds)
-                if flags & 4:
+                if flags & SPACE:
                     inside = False
                     trailing += 1
                 else:
@@ -89,8 +89,8 @@ def measure_lines(data: Any, ends: Any, kinds: Any, lines: Any) -> None:
                     words += not inside
                     inside = True
                     visible += 1
-                    upper += (flags & 1) != 0
-                    digits += (flags & 2) != 0
+                    upper += (flags & UPPER) != 0
+                    digits += (flags & DIGIT) != 0
                     last = place + size
                 place += size
             lines[line, 0], lines[line, 1], lines[line, 2] = document, start, place
@@ -113,7 +113,7 @@ def measure_files(data: Any, ends: Any, kinds: Any, files: Any) -> None:
         while place < end:
             flags, size = kinds_at(data, place, kinds)
             total += 1
-            if flags & 32:
+            if flags & BREAK:
                 if data[place] == 13 and place + 1 < end and data[place + 1] == 10:
                     total += 1
                     size = 2
@@ -123,8 +123,8 @@ def measure_files(data: Any, ends: Any, kinds: Any, files: Any) -> None:
                 length = 0
             else:
                 length += 1
-                alnum += (flags & 16) != 0
-                alpha += (flags & 8) != 0
+                alnum += (flags & ALNUM) != 0
+                alpha += (flags & ALPHA) != 0
             place += size
         if length:
             lines += 1

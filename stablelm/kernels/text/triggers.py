@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-EMAIL, IPV4, IPV6, INTERNATIONAL, AMERICAN, PREFIXED, ASSIGNED = range(1, 8)
+NOTHING, EMAIL, IPV4, IPV6, INTERNATIONAL, AMERICAN, PREFIXED, ASSIGNED = range(8)
 # What a key begins with; a byte before it that could belong to the key rules it out.
 PREFIXES = (
     *(
@@ -42,7 +42,7 @@ PREFIXES = (
     ),
     b"-----BEGIN ",
 )
-WORD, DIGIT, HEX, TOKEN, FIRST, NAME_END = 1, 2, 4, 8, 16, 32
+WORD, DIGIT, HEX, TOKEN, FIRST, NAME_END, BEYOND = 1, 2, 4, 8, 16, 32, 64
 LONGEST = 512
 
 
@@ -50,7 +50,9 @@ def _classes() -> NDArray[np.uint8]:
     table = np.zeros(256, np.uint8)
     for byte in range(256):
         char = chr(byte)
-        if byte >= 128 or char.isalnum() or char == "_":
+        if byte >= 128:  # part of a character beyond ASCII, of whatever kind
+            table[byte] |= BEYOND
+        elif char.isalnum() or char == "_":
             table[byte] |= WORD
         if byte < 128 and char.isdigit():
             table[byte] |= DIGIT
@@ -96,26 +98,26 @@ def _find(data: Any, ends: Any, classes: Any, prefixes: Any, found: Any) -> int:
             byte = data[place]
             before = classes[data[place - 1]] if place > start else np.uint8(0)
             last = data[place - 1] if place > start else np.uint8(32)
-            kind = 0
+            kind = NOTHING
             if byte == 64:  # @
-                if (before & 1) and _domain(data, place + 1, end, classes):
-                    kind = 1
+                if (before & (WORD | BEYOND)) and _domain(data, place + 1, end, classes):
+                    kind = EMAIL
             elif byte == 43:  # +
-                if not (before & 1) and place + 8 < end and _opens_number(data, place + 1, classes):
-                    kind = 4
+                if not (before & WORD) and place + 8 < end and _opens_number(data, place + 1, classes):
+                    kind = INTERNATIONAL
             elif byte == 40:  # (
                 if place + 12 < end and _digits(data, place + 1, end, classes) == 3 and data[place + 4] == 41:
-                    kind = 5
+                    kind = AMERICAN
             elif byte == 61 or byte == 58:  # = :
                 value = _value(data, place, start, end, classes)
                 if value >= 0:
-                    count = _keep(found, count, document, value, 7)
-            elif not (before & 1):
-                if classes[byte] & 2 and last != 46:
+                    count = _keep(found, count, document, value, ASSIGNED)
+            elif not (before & WORD):
+                if classes[byte] & DIGIT and last != 46:
                     kind = _number(data, place, end, classes)
-                if kind == 0 and classes[byte] & 16 and last != 45:
+                if kind == NOTHING and classes[byte] & FIRST and last != 45:
                     kind = _prefixed(data, place, end, prefixes)
-            if kind:
+            if kind != NOTHING:
                 count = _keep(found, count, document, place, kind)
         start = end
     return count
@@ -132,7 +134,7 @@ def _keep(found: Any, count: int, document: int, place: int, kind: int) -> int:
 def _digits(data: Any, place: int, end: int, classes: Any) -> int:
     """How many digits stand at `place`, at most 5."""
     count = 0
-    while count < 5 and place + count < end and classes[data[place + count]] & 2:
+    while count < 5 and place + count < end and classes[data[place + count]] & DIGIT:
         count += 1
     return count
 
@@ -140,7 +142,7 @@ def _digits(data: Any, place: int, end: int, classes: Any) -> int:
 @njit(cache=True)
 def _opens_number(data: Any, place: int, classes: Any) -> bool:
     at = place + 1 if data[place] == 40 else place
-    return bool(classes[data[at]] & 2)
+    return bool(classes[data[at]] & DIGIT)
 
 
 @njit(cache=True)
@@ -148,10 +150,10 @@ def _domain(data: Any, place: int, end: int, classes: Any) -> bool:
     """A dot between characters of words, soon."""
     stop = min(end, place + 255)
     first = place
-    while place < stop and (classes[data[place]] & 1 or data[place] == 45 or data[place] == 46):
+    while place < stop and (classes[data[place]] & (WORD | BEYOND) or data[place] == 45 or data[place] == 46):
         if data[place] == 46 and place > first and place + 1 < end:
             after = classes[data[place + 1]]
-            if (after & 1) and (data[place - 1] != 46):
+            if (after & (WORD | BEYOND)) and data[place - 1] != 46:
                 return True
         place += 1
     return False
@@ -163,7 +165,7 @@ def _number(data: Any, place: int, end: int, classes: Any) -> int:
     digits = _digits(data, place, end, classes)
     after = place + digits
     if digits == 0 or after >= end:
-        return 0
+        return NOTHING
     if 1 <= digits <= 3 and data[after] == 46:
         at, groups = place, 0
         while groups < 4:
@@ -177,7 +179,7 @@ def _number(data: Any, place: int, end: int, classes: Any) -> int:
                     break
                 at += 1
         if groups == 4:
-            return 2
+            return IPV4
     if digits == 3 and place + 12 <= end and (data[after] == 45 or data[after] == 46):
         between = data[place + 7]
         if (
@@ -185,14 +187,14 @@ def _number(data: Any, place: int, end: int, classes: Any) -> int:
             and (between == 45 or between == 46)
             and _digits(data, place + 8, end, classes) == 4
         ):
-            return 5
+            return AMERICAN
     if data[place] == 50 or data[place] == 51:  # a public IPv6 address begins with 2 or 3
         hexadecimal = 0
-        while hexadecimal < 5 and place + hexadecimal < end and classes[data[place + hexadecimal]] & 4:
+        while hexadecimal < 5 and place + hexadecimal < end and classes[data[place + hexadecimal]] & HEX:
             hexadecimal += 1
         if hexadecimal == 4 and place + 6 < end and data[place + 4] == 58:
-            return 3
-    return 0
+            return IPV6
+    return NOTHING
 
 
 @njit(cache=True)
@@ -207,8 +209,8 @@ def _prefixed(data: Any, place: int, end: int, prefixes: Any) -> int:
                 same = False
                 break
         if same:
-            return 6
-    return 0
+            return PREFIXED
+    return NOTHING
 
 
 @njit(cache=True)
@@ -217,7 +219,7 @@ def _value(data: Any, place: int, start: int, end: int, classes: Any) -> int:
     at = place - 1
     while at >= start and place - at <= 6 and (data[at] in (32, 34, 39, 58, 93, 96)):  # blank " ' : ] `
         at -= 1
-    if at < start or not classes[data[at]] & 32:
+    if at < start or not classes[data[at]] & NAME_END:
         return -1
     at = place + 1
     if at < end and data[at] == 61:  # == compares
@@ -231,7 +233,7 @@ def _value(data: Any, place: int, start: int, end: int, classes: Any) -> int:
     if at < end and (data[at] == 34 or data[at] == 39 or data[at] == 96):
         at += 1
     first, digits = at, 0
-    while at < end and at - first <= 512 and classes[data[at]] & 8:
-        digits += (classes[data[at]] & 2) != 0
+    while at < end and at - first <= LONGEST and classes[data[at]] & TOKEN:
+        digits += (classes[data[at]] & DIGIT) != 0
         at += 1
-    return first if 16 <= at - first <= 512 and digits >= 2 else -1
+    return first if 16 <= at - first <= LONGEST and digits >= 2 else -1
