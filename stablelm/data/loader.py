@@ -81,13 +81,11 @@ class Loader(Samples):
         source, start = self._start(numbers)
         batch = np.empty((len(numbers), self.sequence_length + 1), dtype=np.int64)
         for row, number, at in zip(batch, source.tolist(), start.tolist(), strict=True):
-            file, length = self._files[number], self._lengths[number]
-            if at + len(row) <= length:
-                row[:] = file.tokens(at, len(row))
-            else:  # the windows that cross the end of the stream go on at its beginning
-                rest = length - at
-                row[:rest] = file.tokens(at, rest)
-                row[rest:] = file.tokens(0, length)[np.arange(len(row) - rest) % length]
+            filled, length = 0, self._lengths[number]
+            while filled < len(row):  # a window that crosses the end of the stream goes on at its beginning
+                count = min(len(row) - filled, length - at)
+                row[filled : filled + count] = self._files[number].tokens(at, count)
+                filled, at = filled + count, (at + count) % length
         return batch
 
     def documents(self, numbers: Int64) -> NDArray[np.int32] | None:
