@@ -123,8 +123,8 @@ class DataConfig(Schema):
         return self
 
     def all_phases(self) -> list[PhaseConfig]:
-        """The phases; `epochs` alone are one."""
-        return list(self.phases) or [PhaseConfig(epochs=self.epochs)]
+        """The phases; `epochs` alone are one; none in order neox, which has no epochs."""
+        return [PhaseConfig(epochs=self.epochs)] if self.epochs else list(self.phases)
 
     def sources(self) -> list[str]:
         """Names of the sources, in the order of the alphabet."""

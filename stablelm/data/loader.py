@@ -73,7 +73,7 @@ class Loader(Samples):
             "sequence_length": sequence_length,
         }  # fmt: skip
         if len(phases) > 1 or self.skips.ranges or any(self._bounded) or self.mixture.phases[0].cut:
-            described |= self.prefix(self.num_samples)  # what came later than the first checkpoints
+            described |= self.prefix(self.total)  # what came later than the first checkpoints
         self.fingerprint = fingerprint(described)
 
     def read(self, numbers: Int64) -> Int64:
@@ -156,9 +156,8 @@ class Loader(Samples):
         """Samples of each source with numbers below `number`, skipped ones included."""
         return self.mixture.seen(number)
 
-    def prefix(self, position: int) -> dict[str, Any]:
-        """All that decides the first `position` samples, for JSON."""
-        end = self.next_number(position)
+    def prefix(self, end: int) -> dict[str, Any]:
+        """All that decides the samples with numbers below `end`, for JSON."""
         begun = [i for i, order in enumerate(self.mixture.phases) if order.first < end]
         phases = [
             {

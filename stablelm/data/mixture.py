@@ -282,17 +282,19 @@ def _block_ends(totals: list[int]) -> Int64:
     whole_run = sum(totals)
     blocks = -(-whole_run // BLOCK)
     step = np.array([total * BLOCK for total in totals], dtype=np.int64)
-    number = np.arange(1, blocks, dtype=np.int64)[:, None]
-    carried = number * (step % whole_run)
-    share, remainder = number * (step // whole_run) + carried // whole_run, carried % whole_run
-    due = -((remainder - whole_run) // step)  # blocks until the share reaches the next whole number
     ends = np.zeros((blocks + 1, len(totals)), dtype=np.int64)
     ends[-1] = totals
     for i in range(blocks - 1):
-        given = np.maximum(share[i], ends[i])
+        row = i % 1024
+        if row == 0:  # the shares of the next blocks together, few enough to stay small
+            number = np.arange(i + 1, min(i + 1025, blocks), dtype=np.int64)[:, None]
+            carried = number * (step % whole_run)
+            share, remainder = number * (step // whole_run) + carried // whole_run, carried % whole_run
+            due = -((remainder - whole_run) // step)  # blocks until the share reaches the next whole number
+        given = np.maximum(share[row], ends[i])
         spare = (i + 1) * BLOCK - int(given.sum())
         if spare:
-            may_rise = (given == share[i]) & (remainder[i] > 0)
-            given[np.lexsort((-remainder[i], due[i], ~may_rise))[:spare]] += 1
+            may_rise = (given == share[row]) & (remainder[row] > 0)
+            given[np.lexsort((-remainder[row], due[row], ~may_rise))[:spare]] += 1
         ends[i + 1] = given
     return ends

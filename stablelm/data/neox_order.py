@@ -196,7 +196,7 @@ class NeoxLoader(Samples):
         if total < 1:
             raise InputError(f"data.neox: the files hold no two samples of {sequence_length:,} tokens.")
         super().__init__(total, data.skip, sequence_length, sequences)
-        self.fingerprint = fingerprint(about | self.prefix(self.num_samples))
+        self.fingerprint = fingerprint(about | self.prefix(self.total))
         self._last: tuple[int, NDArray[np.uint8], Int64] | None = None
 
     @cached_property
@@ -262,9 +262,9 @@ class NeoxLoader(Samples):
             taken += np.bincount(self._block(block)[0][:rest], minlength=len(taken))
         return dict(zip(self.files.names, taken.tolist(), strict=True))
 
-    def prefix(self, position: int) -> dict[str, Any]:
-        """All that decides the first `position` samples, for JSON, beside what no resumed run may change."""
-        skip = [list(r) for r in self.skips.before(self.next_number(position))]
+    def prefix(self, end: int) -> dict[str, Any]:
+        """All that decides the samples below `end`, for JSON, beside what no resumed run may change."""
+        skip = [list(r) for r in self.skips.before(end)]
         return {"skip": skip, "document_boundaries": self._bounded}
 
     def seen(self, num_samples: int) -> dict[str, dict[str, Any]]:

@@ -113,8 +113,9 @@ class Samples(ABC):
         """Samples of each source with numbers below `number`, skipped ones included."""
 
     @abstractmethod
-    def prefix(self, position: int) -> dict[str, Any]:
-        """All that decides the first `position` samples, for JSON: what a resumed run may not change."""
+    def prefix(self, end: int) -> dict[str, Any]:
+        """All that decides the samples with numbers below `end`, for JSON: what a resumed run may not
+        change."""
 
     @abstractmethod
     def seen(self, num_samples: int) -> dict[str, dict[str, Any]]:

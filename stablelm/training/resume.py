@@ -57,14 +57,14 @@ def same_run(state: dict[str, Any], config: RunConfig, loader: Samples, plan: Pl
             f"{path}: was trained on another dataset or mixture than {config.data.path or 'data.neox'} "
             "(their fingerprints differ). Resume with the data it began with."
         )
-    consumed = int(state["samples"])
-    if past is not loader and (found := _other_past(past, loader, consumed)):
+    end = past.next_number(int(state["samples"]))
+    if past is not loader and (found := _difference(past.prefix(end), loader.prefix(end), "")):
         tables = {"epochs": saved["data"]["epochs"]}, {"epochs": given["data"]["epochs"]}
         if all(table["epochs"] for table in tables):  # the user's own key
             found = _difference(*tables, "") or found
         raise InputError(
             _changed(path, f"data.{found[0]}", *found[1:])
-            + f" The samples up to number {past.next_number(consumed) - 1:,} are consumed; phases and "
+            + f" The samples up to number {end - 1:,} are consumed; phases and "
             "skipped ranges may change what comes after them."
         )
     if plan.schedule_steps != state["steps"]:
@@ -79,13 +79,6 @@ def _changed(path: Path, name: str, before: Any, now: Any) -> str:
         f"{path}: was trained with {name} = {before!r}, this run says {now!r}. Resume with the same "
         "configuration, or start a new run in another --out."
     )
-
-
-def _other_past(past: Samples, loader: Samples, consumed: int) -> tuple[str, Any, Any] | None:
-    """What `loader` says otherwise of the samples that were consumed, if anything."""
-    if loader.num_samples < consumed:
-        return "samples", past.num_samples, loader.num_samples
-    return _difference(past.prefix(consumed), loader.prefix(consumed), "")
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
