@@ -1,10 +1,11 @@
 """The order of samples: exact counts, the time of a batch of addresses, the memory of the original run.
 
 Three claims. (1) Fourteen sources from 777 to 10 million windows, read for whole and broken epochs: every
-window comes as often as the table says, and every address inverts. (2) 1,024 addresses, in a row or anywhere,
-of 977,920,000 samples in at most 1 ms; the inverse beside it. (3) That mixture in under 10 MB: what VmHWM, the
-peak resident set of a fresh process, rises by after the imports. Beside them, 1,024 look-ups in a shuffled
-index in memory, which the order replaces: faster, but 8 bytes a sample, 7.8 GB for the original run.
+window comes as often as the table says, and every address inverts. (2) 1,024 addresses, in a row or
+anywhere, of 977,920,000 samples in at most 1 ms; the inverse beside it. (3) That mixture in under 10 MB:
+what VmHWM, the peak resident set of a fresh process, rises by after the imports. Beside them, 1,024
+look-ups in a shuffled index in memory, which the order replaces: faster, but 8 bytes a sample, 7.8 GB for
+the original run.
 
     .venv/bin/python benchmarks/order.py            some minutes; --windows 10000 tries it out
 """

@@ -25,7 +25,7 @@ def find(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Stop after so many documents.")] = 20,
 ) -> None:
-    """Find the documents that contain TEXT: source, file, number, id, and the steps at which a run reads them.
+    """Find the documents that contain TEXT, and with --run the steps at which a run reads them.
 
     Example: stablelm data find data/prepared "call me Ishmael" --run runs/small
     """
@@ -49,7 +49,7 @@ def find(
 
 def _steps(path: Path, dataset: "Dataset") -> "Callable[[Found], str]":
     """A function that says when a run reads what was found."""
-    from stablelm.config import InputError, load_run_config
+    from stablelm.config import load_run_config
     from stablelm.config.run import run_config
     from stablelm.data.run_data import open_data
     from stablelm.storage import read_json
@@ -89,8 +89,6 @@ def _steps(path: Path, dataset: "Dataset") -> "Callable[[Found], str]":
             told.append(f"epoch {epoch + 1} at step {shown}{state}")
         return "; ".join(told)
 
-    if not names:
-        raise InputError(f"{path}: this run reads no source.")
     return say
 
 

@@ -66,7 +66,7 @@ class DataConfig(Schema):
     path: str = ""
     """Directory that `stablelm data prepare` wrote; required unless `order` is neox."""
     epochs: dict[str, float | str] = Field(default_factory=dict)
-    """Source name → epochs, honoured exactly; fractions as 1.5 or "7/3". Required unless there are `phases`."""
+    """Source name → epochs, honoured exactly; fractions as 1.5 or "7/3". Required without `phases`."""
     phases: list[PhaseConfig] = Field(default_factory=list)
     """Instead of `epochs`, to change the mixture during the run: a list of {epochs: {web: 2, code: 1},
     until_step: null, document_boundaries: null}. Each phase says how many epochs it adds; each source goes on

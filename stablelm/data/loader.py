@@ -89,7 +89,7 @@ class Loader(Samples):
         return batch
 
     def documents(self, numbers: Int64) -> NDArray[np.int32] | None:
-        """Document ids of the samples with these numbers; 0 throughout a row whose phase has no boundaries."""
+        """Document ids of the samples with these numbers; 0 all along a row whose phase has no boundaries."""
         starts = [order.first for order in self.mixture.phases]
         bounded = np.array(self._bounded)[np.searchsorted(starts, numbers, side="right") - 1]
         if not bounded.any():

@@ -1,17 +1,17 @@
 """GPT-NeoX's order of samples, bit for bit, for those who must go on with a run that it began.
 
 Per source: `doc_idx`, all epochs' documents shuffled in one go; `sample_idx`, where each sample of L + 1
-tokens begins, neighbours sharing one; `shuffle_idx`, a permutation of the samples; the first and the last from
-one numpy RandomState(seed), in that order. Between sources: the greedy blending by weights, with 0.5 % more
-samples planned for each than its share. `train_data_paths` read every document; a single data_path with
-`split` reads the first part of the documents, without blending or the 0.5 %. Packed samples only. (Source:
-GPT-NeoX's gpt2_dataset.py, helpers.cpp, blendable_dataset.py, data_utils.py.)
+tokens begins, neighbours sharing one; `shuffle_idx`, a permutation of the samples; the first and the last
+from one numpy RandomState(seed), in that order. Between sources: the greedy blending by weights, with 0.5 %
+more samples planned for each than its share. `train_data_paths` read every document; a single data_path
+with `split` reads the first part of the documents, without blending or the 0.5 %. Packed samples only.
+(Source: GPT-NeoX's gpt2_dataset.py, helpers.cpp, blendable_dataset.py, data_utils.py.)
 
 The indices are made once, into a folder beside the run whose name holds the data's fingerprint, and mapped:
-4 bytes a document and epoch, 12 a sample. Of the blending only the counts at every 65,536th step are kept (8
-bytes a source), and the steps between made again when read. For new runs take the order of `mixture.py`: here
-epochs are mixed (a document may come twice before another comes once) and the order changes with the number of
-steps planned.
+4 bytes a document and epoch, 12 a sample. Of the blending only the counts at every 65,536th step are kept
+(8 bytes a source), and the steps between made again when read. For new runs take the order of `mixture.py`:
+here epochs are mixed (a document may come twice before another comes once) and the order changes with the
+number of steps planned.
 
 Where we differ: GPT-NeoX's data sets count one sample fewer than they hold, so that a run may miss its last
 sample or two and begin again; ours ends there."""
@@ -33,7 +33,7 @@ from stablelm.data.mixture import BLOCK
 from stablelm.data.neox_files import NeoxFiles
 from stablelm.data.samples import Samples, Sighting
 from stablelm.data.token_files import TokenFile
-from stablelm.storage import atomic_directory, fingerprint, require_space
+from stablelm.storage import atomic_directory, atomic_file, fingerprint, require_space
 
 Int64 = NDArray[np.int64]
 _INT32 = 2**31 - 1
@@ -67,15 +67,7 @@ class NeoxIndex:
         names = ("doc_idx", "sample_idx", "shuffle_idx")
         if not self.folder.is_dir():
             self._build()
-        arrays = []
-        for name in names:
-            path = self.folder / f"{name}.npy"
-            try:
-                arrays.append(np.load(path, mmap_mode="r"))
-            except (ValueError, OSError, EOFError) as error:
-                raise InputError(
-                    f"{path}: damaged ({error}). Remove {self.folder}; it is made again."
-                ) from None
+        arrays = [_load(self.folder / f"{name}.npy", self.folder) for name in names]
         if [len(array) for array in arrays] != [self.epochs * self.documents, self.samples + 1, self.samples]:
             raise InputError(f"{self.folder}: not the index of this run. Remove it; it is made again.")
         return arrays
@@ -197,15 +189,22 @@ class NeoxLoader(Samples):
             raise InputError(f"data.neox: the files hold no two samples of {sequence_length:,} tokens.")
         super().__init__(total, data.skip, sequence_length, sequences)
         self.fingerprint = fingerprint(about | self.prefix(self.total))
+        self._kept = cache / f"blending-{fingerprint(about)[:16]}.npy"
         self._last: tuple[int, NDArray[np.uint8], Int64] | None = None
 
     @cached_property
     def _taken(self) -> Int64:
         """Samples of each source before each block of the blending, [blocks + 1, sources]."""
         taken = np.zeros((-(-self.total // BLOCK) + 1, len(self.indices)), dtype=np.int64)
+        if self._kept.is_file():
+            kept = _load(self._kept, self._kept)
+            if kept.shape == taken.shape and kept.dtype == taken.dtype and kept[-1].sum() == self.total:
+                return np.array(kept)
         for block in range(len(taken) - 1):
             taken[block + 1] = taken[block]
             self._blend(block, taken[block + 1])
+        with atomic_file(self._kept) as file:
+            np.save(file, taken)
         return taken
 
     def _blend(self, block: int, taken: Int64) -> tuple[NDArray[np.uint8], Int64]:
@@ -288,8 +287,9 @@ class NeoxLoader(Samples):
         }
 
     def accounting(self) -> dict[str, dict[str, Any]]:
-        """Per source, what is not read: the documents outside of `split`, samples beyond the run's end, and the
-        tokens after the last sample. All `copies` of the documents are one entry; they are shuffled together."""
+        """Per source, what is not read: documents outside of `split`, samples after the run's end, and
+        tokens after the last sample. All `copies` of the documents are one entry: they are shuffled as
+        one."""
         seen, skipped, length = self.seen(self.num_samples), self._skipped(), self.sequence_length
         result = {}
         for name, index in zip(self.files.names, self.indices, strict=True):
@@ -309,8 +309,8 @@ class NeoxLoader(Samples):
     def when(
         self, source: str, document: int, epoch: int | None = None, tokens: tuple[int, int] | None = None
     ) -> list[Sighting]:
-        """Every sample in which tokens of a document are predicted; `epoch` is its occurrence in doc_idx, since
-        epochs are shuffled together. Reads through doc_idx and shuffle_idx: seconds for 1 billion samples."""
+        """Every sample in which tokens of a document are predicted; `epoch` is its occurrence in doc_idx,
+        since epochs are shuffled together. Reads doc_idx and shuffle_idx through: seconds for 1 billion."""
         if source not in self.files.names:
             raise InputError(f"no source {source!r} in this run{suggest(source, self.files.names)}")
         number = self.files.names.index(source)
@@ -334,6 +334,15 @@ class NeoxLoader(Samples):
             if position >= 0
         ]
         return sorted(sightings, key=lambda sighting: sighting.position)
+
+
+def _load(path: Path, remove: Path) -> NDArray[Any]:
+    """A mapped array; `InputError` for a damaged file says what to remove."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: damaged ({error}). Remove {remove}; it is made again.") from None
+    return array
 
 
 def _shares(config: NeoxConfig, wanted: int) -> tuple[list[float], list[int]]:

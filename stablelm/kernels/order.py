@@ -38,9 +38,9 @@ def blend(
     source: NDArray[np.uint8],
     sample: NDArray[np.int64],
 ) -> None:
-    """Steps `first`, `first` + 1, … of the blending: source and its sample, [steps]; `taken` [sources] goes on.
+    """Steps `first`, … of the blending: source and its sample, [steps]; `taken` [sources] goes on.
 
-    Each step takes from the source that is furthest behind weight · max(step, 1), among equals the first."""
+    Each step takes from the source furthest behind weight · max(step, 1), among equals the first."""
     for step in range(source.shape[0]):
         due = max(float(first + step), 1.0)
         best, furthest = 0, weights[0] * due - float(taken[0])

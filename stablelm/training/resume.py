@@ -1,7 +1,8 @@
 """What a checkpoint must agree on before a run may continue from it.
 
-The past is fixed, the future of the data is free: a run may go on with other phases and skipped ranges as long
-as every sample that it has consumed stays what it was, and the learning rate is planned for as many steps."""
+The past is fixed, the future of the data is free: a run may go on with other phases and skipped ranges as
+long as every sample that it has consumed stays what it was, and the learning rate is planned for as many
+steps."""
 
 import contextlib
 from pathlib import Path

@@ -83,3 +83,23 @@ def test_a_run_on_other_data_is_refused(world, tmp_path):
         said(world / "data", "the", "--run", tmp_path)
     with pytest.raises(InputError, match="not a prepared dataset"):
         said(tmp_path, "the")
+
+
+def test_a_run_in_gpt_neox_s_order(world, tmp_path):
+    """Its sources are token files, found again by their paths."""
+    values = yaml.safe_load((world / "run.yml").read_text())
+    prefix = world / "data" / "tales" / "train"
+    neox = {"paths": [str(prefix)], "train_iters": 30, "tokenizer": str(world / "tok")}
+    values |= {"out": str(tmp_path / "run"), "data": {"order": "neox", "neox": neox}}
+    (tmp_path / "neox.yml").write_text(yaml.safe_dump(values))
+    samples = open_data(load_run_config(tmp_path / "neox.yml"))[1]
+    steps = {sighting.step for sighting in samples.when(str(prefix), 3)}
+    text = Tokenizer.from_file(world / "tok").decode(Dataset(world / "data").train("tales").document(3)[:-1])
+    output = said(world / "data", text, "--run", tmp_path / "neox.yml", "--source", "tales")
+    told = [
+        int(n) for part in output.splitlines()[2].split("; ") for n in part.split("at step ")[1].split(", ")
+    ]
+    assert set(told) == steps
+    assert "the run does not read 'my_notes'" in said(
+        world / "data", "the", "--run", tmp_path / "neox.yml", "--limit", 99
+    )

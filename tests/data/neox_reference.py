@@ -1,4 +1,4 @@
-"""GPT-NeoX's order of samples, written a second time from its description, slowly: what neox_order is held to.
+"""GPT-NeoX's order of samples, written again from its description, slowly: what neox_order is held to.
 
 Lists and loops instead of kernels and files; imports nothing of ours."""
 
@@ -63,7 +63,7 @@ def blended(datasets, weights, train_samples, length, seed):
     made = []
     for documents, weight in zip(datasets, weights, strict=True):
         sizes = [len(d) for d in documents]
-        wanted = int(math.ceil(train_samples * weight * 1.005))
+        wanted = math.ceil(train_samples * weight * 1.005)
         made.append(indices(sizes, range(len(documents)), wanted, length, seed))
     size = sum(len(shuffled) - 1 for _, _, shuffled in made)
     return [
@@ -78,6 +78,6 @@ def split_of(text, size):
     parts = (parts + [0.0] * 3)[:3]
     ends = [0]
     for part in parts:
-        ends.append(ends[-1] + int(round(part / sum(parts) * float(size))))
+        ends.append(ends[-1] + round(part / sum(parts) * float(size)))
     surplus = ends[-1] - size
     return [0] + [end - surplus for end in ends[1:]]

@@ -136,7 +136,8 @@ def test_the_index_is_kept_and_tells_other_data(corpus, loader, tmp_path):
     paths, _ = corpus(CORPORA["many"])
     first = loader(paths, 30)
     before = first.samples(0, 30).tolist()
-    [folder] = (tmp_path / "index").iterdir()
+    assert len(list((tmp_path / "index").glob("blending-*.npy"))) == 1
+    [folder] = (tmp_path / "index").glob("train_*")
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert set(written) == {"doc_idx.npy", "sample_idx.npy", "shuffle_idx.npy"}
     assert loader(paths, 30).samples(0, 30).tolist() == before
@@ -145,21 +146,26 @@ def test_the_index_is_kept_and_tells_other_data(corpus, loader, tmp_path):
         other = loader(paths, **{"iterations": 30, **change})
         other.samples(0, 3)
         assert other.fingerprint != first.fingerprint
-    assert len(list((tmp_path / "index").iterdir())) == 4
+    assert len(list((tmp_path / "index").glob("train_*"))) == 4
+    blendings = {*(tmp_path / "index").glob("blending-*")}
     data = bytearray((tmp_path / "part0.bin").read_bytes())
     data[10] ^= 1
     (tmp_path / "part0.bin").write_bytes(data)
     changed = loader(paths, 30)
     assert changed.fingerprint != first.fingerprint
     changed.samples(0, 1)
-    assert len(list((tmp_path / "index").iterdir())) == 5
+    assert len(list((tmp_path / "index").glob("train_*"))) == 5
+    [kept] = {*(tmp_path / "index").glob("blending-*")} - blendings
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"blending-.*npy: damaged .*made again"):
+        loader(paths, 30).samples(0, 1)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "text"])
 def test_a_damaged_index_is_named(corpus, loader, tmp_path, damage):
     paths, _ = corpus(CORPORA["many"])
     loader(paths, 30).samples(0, 1)
-    [folder] = (tmp_path / "index").iterdir()
+    [folder] = (tmp_path / "index").glob("train_*")
     path = folder / "sample_idx.npy"
     if damage == "gone":
         path.unlink()

@@ -133,6 +133,13 @@ def test_empty_documents_are_no_boundaries(make_dataset):
         assert [row[i] in (1, 4) for i in range(1, 4)] == [ids[i] != ids[i - 1] for i in range(1, 4)]
 
 
+def test_an_end_of_document_inside_a_text_makes_no_boundary(make_dataset):
+    dataset = make_dataset(a=[[5, 0, 0, 7, 0, 6], [8, 0, 9, 3, 0]])
+    made = Loader(dataset, DataConfig(path="x", epochs={"a": 5}, document_boundaries=True), 5, 1)
+    for row, ids in zip(rows(made).tolist(), made.document_ids(0, 10).tolist(), strict=True):
+        assert [row[i] in (5, 8) for i in range(1, 5)] == [ids[i] != ids[i - 1] for i in range(1, 5)]
+
+
 def test_boundaries_belong_to_a_phase(loader):
     phases = [{"epochs": {"a": 1}}, {"epochs": {"a": 1}, "document_boundaries": True}]
     made = loader(phases=phases)

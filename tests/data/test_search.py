@@ -58,8 +58,9 @@ def brute(dataset, text):
 
 
 NEEDLES = [
-    "the cat", "e c", "at", "t", "hat", "münze", "ünz", "n", "naïve", "ïv", "日本語", "本", "🙂", "🙃🙂", "x = 1", "= 1\n\n",
-    " ", "\n", "\t", "end", "dsat on", "<|endoftext|>", "endoftext|>", "é", "absent", "the cat sat on a hat",
+    "the cat", "e c", "at", "t", "hat", "münze", "ünz", "n", "naïve",
+    "ïv", "日本語", "本", "🙂", "🙃🙂", "x = 1", "= 1\n\n", " ", "\n",
+    "\t", "end", "dsat on", "<|endoftext|>", "endoftext|>", "é", "absent", "the cat sat on a hat",
 ]  # fmt: skip
 
 

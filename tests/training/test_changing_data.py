@@ -191,7 +191,7 @@ def test_a_run_in_gpt_neox_s_order(make_config, dataset_path, tmp_path):
     begun(make_config(data=data), 5)
     run = train(make_config(data=data), resume=True, console=Recorder())
     assert results(run) == whole
-    model, tokenizer = open_path(run)
+    _, tokenizer = open_path(run)
     assert tokenizer is not None
     about = read_json(checkpoints(run)[-1] / "about.json")
     drawn = open_data(make_config(data=data))[1].drawn(24)
