@@ -78,8 +78,8 @@ class DataConfig(Schema):
     """[first, last] sample numbers to leave out, such as those of the steps before a loss spike
     (`first_sample` and `last_sample` in metrics.jsonl). A run may be resumed with more of them ahead."""
     document_boundaries: bool = False
-    """Attention stays within a document, and positions start anew in each. The original run had this only in
-    its last phase. Held-out loss is always measured without."""
+    """Attention stays within a document, and positions start anew in each. The original run is reported to
+    have had this in its last phase only. Held-out loss is always measured without."""
     order: Literal["stablelm", "neox"] = "stablelm"
     """neox repeats the order of a GPT-NeoX run, to continue it; it wants `neox`."""
     neox: NeoxConfig | None = None

@@ -66,7 +66,7 @@ def same_run(state: dict[str, Any], config: RunConfig, loader: Samples, plan: Pl
         raise InputError(
             _changed(path, f"data.{found[0]}", *found[1:])
             + f" The samples up to number {end - 1:,} are consumed; phases and "
-            "skipped ranges may change what comes after them."
+            "skipped ranges may change what comes after them. To go further back, remove this checkpoint."
         )
     if plan.schedule_steps != state["steps"]:
         raise InputError(

@@ -193,6 +193,11 @@ def test_a_run_in_gpt_neox_s_order(make_config, dataset_path, tmp_path):
     assert results(run) == whole
     _, tokenizer = open_path(run)
     assert tokenizer is not None
+    ahead = {**data, "skip": [[12, 15]]}
+    begun(make_config("ahead", data=data), 5)
+    skipped = results(train(make_config("ahead", data=ahead), resume=True, console=Recorder()))
+    assert skipped == results(train(make_config("from start", data=ahead), console=Recorder()))
+    assert [r["first_sample"] for r in skipped] == [0, 4, 8, 16, 20]
     about = read_json(checkpoints(run)[-1] / "about.json")
     drawn = open_data(make_config(data=data))[1].drawn(24)
     assert {name: seen["samples"] for name, seen in about["data"].items()} == drawn
