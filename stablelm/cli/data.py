@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from stablelm.cli.find import find
 from stablelm.cli.options import Overrides
 
 app = typer.Typer(help="Prepare raw text for training.", no_args_is_help=True)
+app.command()(find)
 
 
 @app.command()

@@ -201,10 +201,15 @@ def _commented_section(schema: type[Schema], values: Mapping[str, Any], indent: 
     for name, field in schema.model_fields.items():
         nested = _section(field)
         if nested is not None and get_origin(field.annotation) is list:
-            lines += [*_comment(field.description or "", pad), f"{pad}{name}:"]
-            for number, item in enumerate(values.get(name, [])):
+            items = values.get(name, [])
+            lines += [
+                *_comment(field.description or "", pad),
+                f"{pad}{name}:" if items else f"{pad}{name}: []",
+            ]
+            for number, item in enumerate(items):
                 lines += _commented_item(nested, item, indent, documented=number == 0)
-            lines.append("")
+            if indent == 0:
+                lines.append("")
             continue
         if nested is not None and isinstance(field.annotation, type):
             lines += [*_comment(field.description or "", pad), f"{pad}{name}:"]

@@ -41,7 +41,7 @@ def card_of(folder: Path, path: str | Path, overrides: Sequence[str]) -> Callabl
     """What writes the card of a model from `folder` (opened as `path`), given the opened model and its new
     name; `InputError` at once for keys or a licence that cannot be."""
     known = Provenance()
-    if folder.is_dir() and (folder / "README.md").is_file() or not _is_foreign(folder):
+    if not _is_foreign(folder):
         inside = locate(folder)
         known = read_provenance(inside)
         if not known.run:

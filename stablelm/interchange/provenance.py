@@ -117,7 +117,7 @@ def training_sentence(known: Provenance) -> str:
         return ""
     length = known.run.get("batch", {}).get("sequence_length", 0)
     step, samples = known.state.get("step", 0), known.state.get("samples", 0)
-    sources = ", ".join(known.run.get("data", {}).get("epochs", {}))
+    sources = ", ".join(name for name, read in known.about.get("data", {}).items() if read.get("samples"))
     return f"trained for {step:,} steps ({samples * length:,} tokens) on {sources}"
 
 

@@ -20,6 +20,9 @@ class Plan:
     """Weights in the network."""
     steps: int
     """Optimizer steps in all."""
+    schedule_steps: int
+    """Steps that the learning rate is planned for: those there would be without data.skip, so that skipping
+    samples ahead changes no rate behind."""
     warmup_steps: int
     """Steps of linear warm-up."""
     samples: int
@@ -54,22 +57,28 @@ class Plan:
         ]
 
 
-def make_plan(config: RunConfig, samples: int, sources: Mapping[str, dict[str, Any]]) -> Plan:
-    """The plan of a run over a mixture of `samples` windows; refuses more steps than the mixture has."""
+def make_plan(
+    config: RunConfig, samples: int, sources: Mapping[str, dict[str, Any]], skipped: int = 0
+) -> Plan:
+    """The plan of a run over a mixture of `samples` windows, `skipped` more being left out by data.skip;
+    refuses more steps than the mixture has."""
     batch = config.batch
-    full = math.ceil(samples / batch.sequences)
-    steps = full if config.steps is None else config.steps
-    if steps > full:
+    full = math.ceil((samples + skipped) / batch.sequences)
+    planned = full if config.steps is None else config.steps
+    if planned > full:
         raise InputError(
-            f"steps {steps:,} × batch.sequences {batch.sequences:,} asks for {steps * batch.sequences:,} "
+            f"steps {planned:,} × batch.sequences {batch.sequences:,} asks for {planned * batch.sequences:,} "
             "windows; "
-            f"the epochs asked for hold {samples:,} ({full:,} steps). Raise data.epochs, or lower steps."
+            f"the epochs asked for hold {samples + skipped:,} ({full:,} steps). Raise data.epochs, or lower "
+            "steps."
         )
+    steps = min(planned, math.ceil(samples / batch.sequences))
     used = min(samples, steps * batch.sequences)
     return Plan(
         parameters=config.model.num_parameters,
         steps=steps,
-        warmup_steps=round(config.schedule.warmup * steps),
+        schedule_steps=planned,
+        warmup_steps=round(config.schedule.warmup * planned),
         samples=used,
         tokens=used * batch.sequence_length,
         micro_batches=math.ceil(batch.sequences / batch.micro_sequences),

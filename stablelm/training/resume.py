@@ -1,4 +1,8 @@
-"""What a checkpoint must agree on before a run may continue from it."""
+"""What a checkpoint must agree on before a run may continue from it.
+
+The past is fixed, the future of the data is free: a run may go on with other phases and skipped ranges as
+long as every sample that it has consumed stays what it was, and the learning rate is planned for as many
+steps."""
 
 import contextlib
 from pathlib import Path
@@ -7,51 +11,81 @@ from typing import Any
 from pydantic import ValidationError
 
 from stablelm.config import InputError, RunConfig
+from stablelm.data.run_data import open_data
+from stablelm.data.samples import Samples
 from stablelm.planning import Plan
 
 # These change what is printed, where, or in which pieces a step is computed, not which steps are made.
 _FREE = ("out", "device", "checkpoint", "evaluation", "logging", "loss_chunk", "card")
+_FUTURE = ("epochs", "phases", "skip", "windows", "document_boundaries")  # of `data`: judged by what was read
 
 
 def state_of(
-    step: int, plan: Plan, config: RunConfig, data_fingerprint: str, evaluations: list[dict[str, Any]]
+    step: int, plan: Plan, config: RunConfig, loader: Samples, evaluations: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """All that continuing needs besides tensors."""
+    consumed = min(step * config.batch.sequences, plan.samples)
     return {
         "step": step,
-        "samples": min(step * config.batch.sequences, plan.samples),
-        "steps": plan.steps,
+        "samples": consumed,
+        "skipped": loader.skips.before(loader.next_number(consumed)),
+        "steps": plan.schedule_steps,
         "config": config.model_dump(mode="json"),
-        "data_fingerprint": data_fingerprint,
+        "data_fingerprint": loader.fingerprint,
         "evaluations": evaluations,
     }
 
 
-def same_run(state: dict[str, Any], config: RunConfig, data_fingerprint: str, path: Path) -> None:
-    """Refuses to continue with another configuration or other data; names the first key that differs."""
-    saved = state["config"]
+def same_run(state: dict[str, Any], config: RunConfig, loader: Samples, plan: Plan, path: Path) -> None:
+    """Refuses to continue with another configuration or another past; names the first key that differs."""
+    saved, given = state["config"], config.model_dump(mode="json")
+    began: RunConfig | None = None
     with contextlib.suppress(
         ValidationError
     ):  # keys that came later have their defaults, which change nothing
-        saved = RunConfig.model_validate(saved).model_dump(mode="json")
-    difference = _difference(_decisive(saved), _decisive(config.model_dump(mode="json")), "")
+        began = RunConfig.model_validate(saved)
+        saved = began.model_dump(mode="json")
+    difference = _difference(_decisive(saved), _decisive(given), "")
     if difference:
-        name, before, given = difference
+        raise InputError(_changed(path, *difference))
+    past = loader
+    if began is not None and any(saved["data"].get(key) != given["data"][key] for key in _FUTURE):
+        # The data as they were, from the path of today.
+        data = began.data.model_copy(update={"path": config.data.path})
+        _, past = open_data(began.model_copy(update={"data": data, "out": config.out}))
+    if state["data_fingerprint"] != past.fingerprint:
         raise InputError(
-            f"{path}: was trained with {name} = {before!r}, this run says {given!r}. Resume with the same "
-            "configuration, or start a new run in another --out."
+            f"{path}: was trained on another dataset or mixture than {config.data.path or 'data.neox'} "
+            "(their fingerprints differ). Resume with the data it began with."
         )
-    if state["data_fingerprint"] != data_fingerprint:
+    end = past.next_number(int(state["samples"]))
+    if past is not loader and (found := _difference(past.prefix(end), loader.prefix(end), "")):
+        tables = {"epochs": saved["data"]["epochs"]}, {"epochs": given["data"]["epochs"]}
+        if all(table["epochs"] for table in tables):  # the user's own key
+            found = _difference(*tables, "") or found
         raise InputError(
-            f"{path}: was trained on another dataset or mixture than {config.data.path} (their "
-            "fingerprints differ). Resume with the data it began with."
+            _changed(path, f"data.{found[0]}", *found[1:])
+            + f" The samples up to number {end - 1:,} are consumed; phases and "
+            "skipped ranges may change what comes after them. To go further back, remove this checkpoint."
         )
+    if plan.schedule_steps != state["steps"]:
+        raise InputError(
+            _changed(path, "steps", state["steps"], plan.schedule_steps)
+            + f" They plan the learning rate; with `steps: {state['steps']}` the data ahead may change."
+        )
+
+
+def _changed(path: Path, name: str, before: Any, now: Any) -> str:
+    return (
+        f"{path}: was trained with {name} = {before!r}, this run says {now!r}. Resume with the same "
+        "configuration, or start a new run in another --out."
+    )
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in config.items() if name not in _FREE}
+    kept = {name: value for name, value in config.items() if name not in (*_FREE, "steps")}
     kept["batch"] = {name: value for name, value in kept["batch"].items() if name != "micro_sequences"}
-    kept["data"] = {name: value for name, value in kept["data"].items() if name != "path"}
+    kept["data"] = {name: value for name, value in kept["data"].items() if name not in ("path", *_FUTURE)}
     return kept
 
 
@@ -62,4 +96,7 @@ def _difference(saved: Any, given: Any, name: str) -> tuple[str, Any, Any] | Non
             if found:
                 return found
         return None
+    if isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given):
+        pairs = enumerate(zip(saved, given, strict=True))
+        return next((d for i, (a, b) in pairs if (d := _difference(a, b, f"{name}.{i}"))), None)
     return None if saved == given else (name, saved, given)

@@ -21,4 +21,4 @@ def learning_rate(step: int, peak: float, floor: float, warmup_steps: int, steps
 def scheduled_rate(step: int, config: RunConfig, plan: Plan) -> float:
     """The learning rate of a run's update number `step`, counted from 0."""
     peak = config.optimizer.lr
-    return learning_rate(step, peak, peak * config.schedule.floor, plan.warmup_steps, plan.steps)
+    return learning_rate(step, peak, peak * config.schedule.floor, plan.warmup_steps, plan.schedule_steps)

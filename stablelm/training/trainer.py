@@ -14,7 +14,7 @@ import torch
 
 from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
-from stablelm.data import Dataset, Loader
+from stablelm.data.run_data import open_data
 from stablelm.evaluation import perplexity
 from stablelm.interchange import open_path
 from stablelm.interchange.hub import resolve
@@ -62,10 +62,10 @@ class Trainer:
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console, self.run = config, console, Path(config.out)
-        self.dataset = Dataset(config.data.path)
-        self.loader = Loader(self.dataset, config.data, config.batch.sequence_length, config.seed)
+        self.dataset, self.loader = open_data(config)
         self._check_vocabulary()
-        self.plan: Plan = make_plan(config, self.loader.num_samples, self.loader.table())
+        samples, skipped = self.loader.num_samples, self.loader.skips.count
+        self.plan: Plan = make_plan(config, samples, self.loader.table(), skipped)
         self.device = resolve_device(config.device)
         self.ancestors: tuple[Ancestor, ...] = ()
         self.model = self._initial_model().to(self.device)
@@ -143,7 +143,7 @@ class Trainer:
             self.console.message(f"{self.run}: no checkpoint yet; starting from step 0")
             return
         state = load_checkpoint(saved[-1], self.model, self.optimizer)
-        same_run(state, self.config, self.loader.fingerprint, saved[-1])
+        same_run(state, self.config, self.loader, self.plan, saved[-1])
         self.step, self.evaluations = state["step"], state["evaluations"]
         self.console.message(f"resumed {saved[-1]} after step {self.step:,}")
 
@@ -177,14 +177,19 @@ class Trainer:
                     )
 
     def train_step(self) -> dict[str, Any]:
-        """One optimizer step; returns its metrics."""
+        """One optimizer step; returns its metrics, with the sample numbers that data.skip takes."""
         config, first = self.config, self.step * self.config.batch.sequences
         count = min(config.batch.sequences, self.plan.samples - first)
-        samples = torch.from_numpy(self.loader.samples(first, count)).to(self.device)  # [count, L + 1]
+        numbers = self.loader.numbers(first, count)
+        samples = torch.from_numpy(self.loader.read(numbers)).to(self.device)  # [count, L + 1]
+        documents = self.loader.documents(numbers)
+        ids = None if documents is None else torch.from_numpy(documents)  # [count, L], read on the CPU
         tokens = count * config.batch.sequence_length
         total = torch.zeros((), device=self.device)
-        for micro in torch.split(samples, config.batch.micro_sequences):
-            loss = self.model(micro[:, :-1], labels=micro[:, 1:])
+        for at in range(0, count, config.batch.micro_sequences):
+            part = slice(at, at + config.batch.micro_sequences)
+            inputs, labels = samples[part, :-1], samples[part, 1:]
+            loss = self.model(inputs, labels=labels, document_ids=None if ids is None else ids[part])
             (loss / tokens).backward()
             total += loss.detach()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -208,12 +213,13 @@ class Trainer:
         return {
             "step": self.step, "loss": value, "lr": lr, "grad_norm": norm_value, "samples": first + count,
             "tokens": (first + count) * config.batch.sequence_length, "step_tokens": tokens,
+            "first_sample": int(numbers[0]), "last_sample": int(numbers[-1]),
         }  # fmt: skip
 
     def _evaluate(self, metrics: Metrics) -> None:
         for source in self.dataset.sources:
             held_out = self.dataset.held_out(source)
-            if source not in self.config.data.epochs or held_out is None:
+            if source not in self.config.data.sources() or held_out is None:
                 continue
             result = perplexity(
                 self.model,
@@ -245,7 +251,7 @@ class Trainer:
             "dataset": self.dataset.summary(),
             "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],
         }
-        state = state_of(self.step, self.plan, self.config, self.loader.fingerprint, self.evaluations)
+        state = state_of(self.step, self.plan, self.config, self.loader, self.evaluations)
         return save_checkpoint(
             self.run, self.model, self.optimizer, state, about,
             self.dataset.tokenizer_path.read_bytes(), self.config.checkpoint.keep,

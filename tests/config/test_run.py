@@ -132,3 +132,53 @@ def test_a_changed_default_changes_the_reference():
 def test_an_empty_out_is_refused():
     with pytest.raises(InputError, match="out: String should have at least 1 character"):
         run_config({"out": "", "data": {"path": "x", "epochs": {"a": 1}}})
+
+
+NEOX = {"paths": ["a", "b"], "train_iters": 5, "tokenizer": "tok"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"epochs": {"a": 1}}, "data: path is required"),
+        ({"path": "x"}, "data: name at least one source"),
+        ({"path": "x", "phases": [{"epochs": {}}]}, "data.phases.0.epochs: name at least one source"),
+        ({"path": "x", "phases": [{"epochs": {"a": 0}}]}, "data.phases.0.epochs: source 'a': epochs must be"),
+        (
+            {"path": "x", "phases": [{"until": 3}]},
+            r"data.phases.0.until: unknown key; did you mean 'until_step'",
+        ),
+        ({"path": "x", "phases": [{"epochs": {"a": 1}, "until_step": 0}]}, "data.phases.0.until_step"),
+        ({**DATA, "phases": [{"epochs": {"a": 1}}]}, "data: epochs and phases are both given; keep one"),
+        (
+            {"path": "x", "phases": [{"epochs": {"a": 1}}], "windows": {"b": 1}},
+            "'b', which data.phases do not",
+        ),
+        ({**DATA, "skip": [[3, 2]]}, r"data.skip: \[3, 2\] is no range of sample numbers"),
+        ({**DATA, "skip": [[-1, 2]]}, r"data.skip: \[-1, 2\] is no range"),
+        ({**DATA, "skip": [3]}, r"data.skip.0"),
+        ({**DATA, "order": "megatron"}, r"data.order: .*'stablelm' or 'neox'"),
+        ({**DATA, "neox": NEOX}, "data: the section `neox` wants order: neox"),
+        ({"order": "neox"}, "data: order neox wants the section `neox`"),
+        ({**DATA, "order": "neox", "neox": NEOX}, "order neox reads data.neox alone; leave out path, epochs"),
+        ({"order": "neox", "neox": {**NEOX, "weights": [1]}}, "2 paths have 1 weights"),
+        ({"order": "neox", "neox": {**NEOX, "weights": [1, 0]}}, "weights must be above 0"),
+        ({"order": "neox", "neox": {**NEOX, "split": "9,1"}}, "`split` belongs to a single data_path"),
+        ({"order": "neox", "neox": {**NEOX, "paths": []}}, "data.neox.paths"),
+        ({"order": "neox", "neox": {**NEOX, "paths": ["a"] * 255}}, "fewer than 255"),
+        ({"order": "neox", "neox": {"paths": ["a"]}}, "data.neox.train_iters: this key is required"),
+    ],
+)
+def test_data_that_contradict_themselves(data, message):
+    with pytest.raises(InputError, match=message):
+        run_config({"data": data})
+
+
+def test_phases_and_one_table():
+    table = run_config({"data": DATA}).data
+    assert [phase.epochs for phase in table.all_phases()] == [{"web": 4, "code": 1}]
+    data = {"path": "x", "phases": [{"epochs": {"web": 4}, "until_step": 9}, {"epochs": {"code": "7/3"}}]}
+    phases = run_config({"data": data}).data
+    assert phases.sources() == ["code", "web"] == table.sources()
+    assert [phase.until_step for phase in phases.all_phases()] == [9, None]
+    assert run_config({"data": {"order": "neox", "neox": NEOX}}).data.sources() == []
