@@ -7,6 +7,7 @@ warning, and refused where they differ by more than `neox_layout.TOLERANCE`. A s
 has no place for is refused, unless it is all zeros and does nothing; the second LayerNorm of a tied parallel
 block, which GPT-NeoX stores but never reads, is passed over. Padding rows of the vocabulary stay."""
 
+import contextlib
 import warnings
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -106,31 +107,34 @@ def open_neox(
     copies = read_copies(files.folder) if config is None else None
     values, source = copies or ({}, str(files.folder))
     state = files.state()
+    args = state.get("args")
+    if config is None:
+        _check_ranks(files, values, args if isinstance(args, dict) else {}, source)
     found = files.indices()
     stored = _stored(files, found)
     tokenizer = _find_tokenizer(files.folder, values)
     ids = token_ids(state, values, stored.vocab_size)
     if "stablelm" not in state and tokenizer is not None:
-        end = Tokenizer.from_file(tokenizer).eos_id
-        ids = dict.fromkeys(ids, end) if end < stored.vocab_size else ids
+        with contextlib.suppress(InputError):  # a tokenizer without an end of text says nothing about it
+            end = Tokenizer.from_file(tokenizer).eos_id
+            ids = dict.fromkeys(ids, end) if end < stored.vocab_size else ids
     if config is not None:
         source = "config" if isinstance(config, ModelConfig) else str(config)
         settled = from_user(config, stored, ids)
     elif copies is not None:
         settled = from_neox(values, source, stored, ids)
     else:
-        settled = from_tensors(state.get("args") or {}, source, stored, ids)
+        settled = from_tensors(args if isinstance(args, dict) else {}, source, stored, ids)
     denied = values.get("use_bias_in_norms") is False or not settled.use_norm_bias
     if stored.norm_bias and denied:
         # GPT-NeoX stores biases in any case, so only those that are not zero are known to be meant.
-        used = not _norm_biases_are_zero(files, found)
+        used = not _norm_biases_are_zero(files, found, settled)
         settled = settled.model_copy(update={"use_norm_bias": used})
-    _check_layers(files, found, settled, source)
-    _check_ranks(files, values, source)
+    _check_layers(files, found, stored.blocks, settled, source)
     require_width(settled, files.width, files.folder)
     averaged, dtype = _check_tensors(files, settled, stored.mlp, source)
     if config is None and 0 in files.ranks:
-        check_args(state.get("args"), settled, files.width, files.ranks[0], source)
+        check_args(args, settled, files.width, files.ranks[0], source)
     layout, reason = choose_layout(settled, qkv_layout, files.folder)
     step = state.get("iteration", files.step)
     step = step if type(step) is int else files.step
@@ -147,10 +151,8 @@ def _read(opened: NeoxCheckpoint, dtype: torch.dtype, device: torch.device | str
         for entry in group:
             merged = merge(entry, [rank[entry.key] for rank in ranks], opened.config, opened.qkv_layout)
             for name, value in merged.items():
-                # A copy even where none is needed, so that the maps of a layer go before the next one's come.
-                state[name] = value.to(
-                    device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format
-                )
+                state[name] = value.to(device=device, dtype=dtype)
+        del ranks  # or the next layer would be mapped beside this one
     return state
 
 
@@ -199,16 +201,13 @@ def _shown(files: NeoxFiles, layer: int, key: str) -> str:
     return repr(f"sequential.{layer}.{key}" if files.layout == "sequential" else key)
 
 
-def _check_layers(files: NeoxFiles, found: set[int], config: ModelConfig, source: str) -> None:
-    many = config.num_hidden_layers > 1000 + len(found)  # a damaged number must not make a list of its size
-    wanted = set() if many else set(layer_indices(config))
-    missing, foreign = sorted(wanted - found), sorted(found - wanted)
-    if foreign:
-        blocks = len([layer for layer in found if layer >= 2]) - 2
+def _check_layers(files: NeoxFiles, found: set[int], blocks: int, config: ModelConfig, source: str) -> None:
+    if config.num_hidden_layers != blocks:
         raise InputError(
-            f"{source}: num_layers {config.num_hidden_layers:,}, but {files.folder} holds {blocks} blocks "
-            f"(layer {foreign[-1]} has no place). One of the two belongs to another model."
+            f"{source}: num_layers {config.num_hidden_layers:,}, but {files.folder} holds {blocks} blocks. "
+            "Files are missing, or one of the two belongs to another model."
         )
+    missing = sorted(set(layer_indices(config)) - found)
     if missing:
         what = (
             f"{files.ranks[0]}: sequential.{missing[0]} is"
@@ -221,13 +220,17 @@ def _check_layers(files: NeoxFiles, found: set[int], config: ModelConfig, source
         )
 
 
-def _check_ranks(files: NeoxFiles, values: Values, source: str) -> None:
-    width = values.get("model_parallel_size", files.width)
-    if width != files.width:
-        raise InputError(
-            f"{source}: model_parallel_size {width!r}, but {files.folder} holds files of {files.width} "
-            f"rank{'s' * (files.width > 1)}. Files are missing, or the YAML belongs to another checkpoint."
-        )
+def _check_ranks(files: NeoxFiles, values: Values, args: Values, source: str) -> None:
+    for where, width in (
+        (source, values.get("model_parallel_size")),
+        ("args", args.get("model_parallel_size")),
+    ):
+        if width not in (None, files.width):
+            place = files.ranks[0] if where == "args" else where
+            raise InputError(
+                f"{place}: model_parallel_size {width!r}, but {files.folder} holds files of {files.width} "
+                f"rank{'s' * (files.width > 1)}. Files are missing, or belong to another checkpoint."
+            )
 
 
 def _check_tensors(
@@ -277,13 +280,11 @@ def _check_foreign(tensor: Tensor, key: str, config: ModelConfig, what: str) -> 
         raise InputError(f"{what} is a bias that this network does not have, and it is not zero.")
 
 
-def _norm_biases_are_zero(files: NeoxFiles, found: set[int]) -> bool:
-    for layer in found - {0}:
-        for rank in range(files.width):
-            for key, value in files.tensors(layer, rank).items():
-                if key.endswith("norm.bias") and bool((value != 0).any()):
-                    return False
-    return True
+def _norm_biases_are_zero(files: NeoxFiles, found: set[int], config: ModelConfig) -> bool:
+    keys = ["input_layernorm.bias", "norm.bias"]
+    keys += ["post_attention_layernorm.bias"] * (not config.use_parallel_residual)
+    ranks = (files.tensors(layer, rank) for layer in found - {0} for rank in range(files.width))
+    return not any(bool((tensors[key] != 0).any()) for tensors in ranks for key in keys if key in tensors)
 
 
 def _find_tokenizer(folder: Path, values: Values) -> Path | None:

@@ -161,7 +161,7 @@ def find_neox(path: str | Path) -> NeoxFiles:
 
 
 def _holds_states(folder: Path) -> bool:
-    return any(_LAYER.fullmatch(file.name) or _RANK.fullmatch(file.name) for file in folder.iterdir())
+    return any(file.name.endswith("model_states.pt") for file in folder.iterdir())
 
 
 def _tags(path: Path) -> dict[int, Path]:
@@ -251,4 +251,4 @@ def _only_tensors(states: Any, file: Path) -> dict[str, Tensor]:
             value.layout != torch.strided or math.prod(value.shape) * value.element_size() > size
         ):
             raise InputError(f"{file}: tensor {name!r} of shape {list(value.shape)} is not in its bytes.")
-    return dict(states)
+    return {name: value for name, value in states.items() if isinstance(value, Tensor)}

@@ -148,21 +148,21 @@ def _grouped(rows: Tensor, repeats: int) -> Tensor:
 
 
 def merge(entry: Entry, ranks: Sequence[Tensor], config: ModelConfig, layout: QkvLayout) -> dict[str, Tensor]:
-    """Our tensors from what every rank stores; they may share memory with it."""
-    if entry.cut == "qkv":
-        repeats, counts = _runs(config, len(ranks), layout)
-        split = [_grouped(rank, repeats).split(counts, 1) for rank in ranks]
-        pieces = [[part.flatten(0, 1) for part in parts] for parts in split]
-    elif entry.cut == "up_gate":
-        pieces = [list(rank.chunk(2)) for rank in ranks]
-    else:
-        pieces = [[rank] for rank in ranks]
+    """Our tensors from what every rank stores, in memory of their own, each copied once."""
     if entry.cut == "whole":
         return {entry.names[0]: _agreed(ranks)}
+    if entry.cut == "qkv":
+        repeats, counts = _runs(config, len(ranks), layout)
+        pieces = [torch.split(_grouped(rank, repeats), counts, 1) for rank in ranks]  # 3 × [repeats, n, …]
+        return {
+            name: torch.cat(parts).flatten(0, 1)
+            for name, parts in zip(entry.names, zip(*pieces, strict=True), strict=True)
+        }
+    halves = [rank.chunk(len(entry.names)) for rank in ranks]  # two of up_gate, else the whole
     along = 1 if entry.cut == "columns" else 0
     return {
-        name: parts[0] if len(parts) == 1 else torch.cat(parts, along)
-        for name, parts in zip(entry.names, zip(*pieces, strict=True), strict=True)
+        name: torch.cat(parts, along)
+        for name, parts in zip(entry.names, zip(*halves, strict=True), strict=True)
     }
 
 
@@ -192,5 +192,5 @@ def disagreement(ranks: Sequence[Tensor]) -> float:
 def _agreed(ranks: Sequence[Tensor]) -> Tensor:
     # Equal copies are taken as they are: a mean in bf16 could round.
     if disagreement(ranks) == 0:
-        return ranks[0]
+        return ranks[0].clone()
     return torch.stack([rank.double() for rank in ranks]).mean(0).to(ranks[0].dtype)

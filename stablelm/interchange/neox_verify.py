@@ -9,7 +9,7 @@ Costs a forward pass of 64 tokens a model, and both models in memory."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,9 @@ class Comparison:
     place: str | None
     """The first place where hidden states part, None where the models are equal."""
     layout: str | None = None
-    """The QKV order under which the two are equal, where it is not the one that was tried."""
+    """The QKV order under which the two are equal, where it is not the one that was asked for."""
+    tried: tuple[str, ...] = ()
+    """Other QKV orders that were tried."""
 
     @property
     def equal(self) -> bool:
@@ -48,15 +50,14 @@ class Comparison:
         if self.equal:
             exact = "bit-equal" if self.largest_difference == 0 else "equal but for rounding"
             return f"{exact}: logits differ by at most {self.largest_difference:.3g}"
-        found = (
-            f"; with qkv_layout {self.layout} they are equal"
-            if self.layout
-            else "; no order of the QKV rows makes them equal"
-        )
+        if self.layout:
+            why = f"; with qkv_layout {self.layout} they are equal"
+        else:
+            why = "; no order of the QKV rows makes them equal" if self.tried else ""
         return (
-            f"not equal from {self.place} on: logits differ by up to {self.largest_difference:.3g} (the largest "
-            f"is {self.largest_logit:.3g}), the likeliest token agrees at {self.same_choice:.0%} of positions"
-            + (found if self.layout is not None or self.place.startswith("block") else "")  # type: ignore[union-attr]
+            f"not equal, they part at {self.place}: logits differ by up to {self.largest_difference:.3g} "
+            f"(the largest is {self.largest_logit:.3g}), the likeliest token agrees at "
+            f"{self.same_choice:.0%} of positions{why}"
         )
 
 
@@ -73,23 +74,21 @@ def compare_models(one: StableLM, other: StableLM, input_ids: Tensor | None = No
     rows = min(one.config.vocab_size, other.config.vocab_size)
     length = min(64, one.config.max_position_embeddings, other.config.max_position_embeddings)
     ids = fixed_ids(rows, length) if input_ids is None else input_ids
-    if one.config.hidden_size != other.config.hidden_size:
-        return Comparison(math.inf, math.inf, 0.0, "their hidden sizes")
+    for name in ("hidden_size", "num_hidden_layers"):
+        if getattr(one.config, name) != getattr(other.config, name):
+            return Comparison(math.inf, math.inf, 0.0, f"their {name}")
     hidden: list[list[Tensor]] = [[], []]
     logits = []
-    for model, states in zip((one, other), hidden, strict=True):
-        last = model.hidden_states(ids.to(model.device), collect=states)
-        states.append(last)
+    for model, collected in zip((one, other), hidden, strict=True):
+        last = model.hidden_states(ids.to(model.device), collect=collected)
+        collected.append(last)
         logits.append(model.lm_head(last)[..., :rows].float().cpu())
     a, b = logits
-    place = None
-    for index, (x, y) in enumerate(zip(*hidden, strict=False)):
-        if place is None and not _close(x, y):
-            place = "the embedding" if index == 0 else f"block {index - 1}"
-            if index == min(map(len, hidden)) - 1:
-                place = "the final norm"
-    if place is None and (len(hidden[0]) != len(hidden[1]) or not _close(a, b)):
-        place = "the number of blocks" if len(hidden[0]) != len(hidden[1]) else "the head"
+    blocks = [f"block {index}" for index in range(one.config.num_hidden_layers)]
+    states = zip(["the embedding", *blocks, "the final norm"], *hidden, strict=True)
+    place = next((name for name, x, y in states if not _close(x, y)), None)
+    if place is None and not _close(a, b):
+        place = "the head"
     return Comparison(
         largest_difference=float((a - b).abs().max()),
         largest_logit=float(torch.maximum(a.abs().max(), b.abs().max())),
@@ -115,19 +114,17 @@ def verify_neox(
     checkpoint included) on `input_ids` [B, S], by default 64 fixed ones, in float32."""
     opened = open_neox(path, qkv_layout=qkv_layout, config=config)
     reference = (load_neox if is_neox(other) else open_path)(other, torch.float32)[0]
-    result = None
-    tried = [opened.qkv_layout, *(x for x in possible_layouts(opened.config) if x != opened.qkv_layout)]
-    for layout in tried:
+    others = tuple(layout for layout in possible_layouts(opened.config) if layout != opened.qkv_layout)
+    first = compare_models(
+        load_neox(path, torch.float32, qkv_layout=qkv_layout, config=config)[0], reference, input_ids
+    )
+    if first.place is None or not first.place.startswith("block"):
+        return first  # what differs before or after the blocks is no matter of QKV
+    for layout in others:
         model, _ = load_neox(path, torch.float32, qkv_layout=layout, config=config)
-        compared = compare_models(model, reference, input_ids)
-        if result is None:
-            result = compared
-            if compared.place is None or not compared.place.startswith("block"):
-                break  # the embedding or the head differs: not a matter of QKV
-        elif compared.equal:
-            return Comparison(**{**vars(result), "layout": layout})
-    assert result is not None
-    return result
+        if compare_models(model, reference, input_ids).equal:
+            return replace(first, layout=layout, tried=others)
+    return replace(first, tried=others)
 
 
 @torch.no_grad()
@@ -142,8 +139,8 @@ def loss_by_layout(
         model, tokenizer = load_neox(path, torch.float32, qkv_layout=layout, config=config)
         if isinstance(text, str) and tokenizer is None:
             raise InputError(f"{path}: no tokenizer.json beside it; give ids in place of the text.")
-        ids = tokenizer.encode(text) if isinstance(text, str) and tokenizer is not None else list(text)
-        ids = [int(i) for i in ids][: model.config.max_position_embeddings + 1]
+        ids = tokenizer.encode(text) if isinstance(text, str) and tokenizer is not None else [*map(int, text)]
+        ids = ids[: model.config.max_position_embeddings + 1]
         if len(ids) < 2 or not all(0 <= i < model.config.vocab_size for i in ids):
             raise InputError(
                 f"{path}: {len(ids)} ids; at least two are wanted, below the vocabulary of "
