@@ -8,7 +8,7 @@
 A `.pt` is a pickle. It is opened with `weights_only`, which builds tensors, numbers and text and refuses the
 rest, and memory-mapped, so asking for shapes reads no weights. State files of real runs hold NumPy's random
 state; the constructors of plain arrays are therefore allowed, for those files alone. Optimizer files are
-never opened."""
+never opened. The `.pt` of before torch 1.6 cannot be mapped and is read whole each time it is asked."""
 
 import math
 import pickle
@@ -85,7 +85,15 @@ class NeoxFiles:
     def state(self, rank: int = 0) -> dict[str, Any]:
         """What mp_rank says beside weights: `iteration`, `args` and more; empty where there is no file."""
         file = self.ranks.get(rank)
-        return {} if file is None else {k: v for k, v in _state(file).items() if k != "module"}
+        try:
+            return {} if file is None else {k: v for k, v in _state(file).items() if k != "module"}
+        except InputError as error:
+            if self.layout == "sequential":
+                raise
+            raise InputError(
+                f"{error} The weights are in the layer files: with YAML in configs/, or config=, they can be "
+                "read once this file is moved away."
+            ) from None
 
     def _module(self, rank: int) -> dict[tuple[int, str], Tensor]:
         file = self.ranks[rank]
