@@ -50,7 +50,8 @@ def save_gguf(
 ) -> None:
     """Writes `out_file`, which may not exist yet; `dtype` is "f32", "f16", "bf16", "q8_0" or "q4_0".
 
-    Without a tokenizer the file has weights alone, and llama.cpp runs it on ids. `name` and `license` (an
+    llama.cpp then tokenizes as `tokenizer` does, except text that is not in NFC, which it leaves so. Without
+    a tokenizer the file has weights alone, and llama.cpp runs it on ids. `name` and `license` (an
     SPDX id) go into its metadata. `InputError` for a weight that is not finite or beyond the range of
     `dtype`, and for a tokenizer that llama.cpp cannot represent; all is checked before a byte is written."""
     out = Path(out_file)

@@ -98,9 +98,8 @@ def described(header: Header) -> tuple[ModelConfig, dict[str, list[str]]]:
             )
         layout[name] = parts
     if foreign := sorted(header.tensors.keys() - layout.keys()):
-        raise header.broken(
-            f"tensor {foreign[0]!r} and {len(foreign) - 1} more have no place in what its metadata describe"
-        )
+        also = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        raise header.broken(f"tensor {foreign[0]!r}{also} has no place in what its metadata describe")
     return config, {name: parts for name, parts in layout.items() if parts}
 
 
@@ -154,7 +153,7 @@ def _config(header: Header) -> ModelConfig:
     }
     config = validate(ModelConfig, values, f"{header.path} (metadata)")
     elements = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    if config.num_parameters > 2 * elements:  # before a network of absurd size is built
+    if config.num_parameters > 100 * elements:  # before a network of absurd size is built
         raise header.broken(
             f"its metadata describe {config.num_parameters:,} parameters, it holds {elements:,}"
         )
