@@ -153,7 +153,8 @@ def read_tokenizer(header: Header, rows: int) -> Tokenizer | None:
 
 
 def _rebuild(header: Header, tokens: list[str], special: set[str]) -> dict[str, Any]:
-    """A tokenizer.json with the same ids. NFC where the vocabulary has GPT-NeoX's form, whose own has it."""
+    """A tokenizer.json with the same ids; with NFC, of which GGUF says nothing, for the two kinds that
+    released models have: a vocabulary of GPT-NeoX's form, and one cut as StableLM 2's arcade100k."""
     types = [NORMAL] * len(tokens)
     if "tokenizer.ggml.token_type" in header.values:
         types = header.numbers("tokenizer.ggml.token_type").tolist()
@@ -181,13 +182,14 @@ def _rebuild(header: Header, tokens: list[str], special: set[str]) -> dict[str, 
         (merge[:1] + merge[1:].split(" ", 1)[0], merge[1:].partition(" ")[2])
         for merge in header.texts("tokenizer.ggml.merges")
     ]
+    cut = _pre_tokenizer(header, tokens, neox)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": {"type": "NFC"} if neox else None,
-        "pre_tokenizer": _pre_tokenizer(header, tokens, neox),
+        "normalizer": {"type": "NFC"} if neox or cut != _BYTE_LEVEL else None,
+        "pre_tokenizer": cut,
         "post_processor": _BYTE_LEVEL,
         "decoder": _BYTE_LEVEL,
         "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},

@@ -125,6 +125,7 @@ def arcade_like(texts: list[str]) -> dict:
     encoder.decoder = hf.decoders.ByteLevel()
     alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
     encoder.train_from_iterator(texts, hf.trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet))
+    encoder.normalizer = hf.normalizers.NFC()
     encoder.add_special_tokens(["<|endoftext|>", "<|padding|>", "<fim_prefix>"])
     return json.loads(encoder.to_str())
 
@@ -138,8 +139,21 @@ def test_a_tokenizer_cut_as_stablelm_2s(tmp_path, texts) -> None:
     assert_same(other, original, texts)
     assert other.encode("1234") == [other.token_to_id(digit) for digit in "1234"]  # one digit at a time
     assert again.config.eos_token_id == other.eos_id == 600
-    loaded = json.loads(other.content)
-    assert loaded["normalizer"] is None
+
+
+def test_a_tokenizer_cut_as_gpt_2s_without_normalization(tmp_path, words, texts) -> None:
+    """Its vocabulary has not GPT-NeoX's form: nothing says that its text was composed."""
+    content = json.loads(words.content)
+    content["normalizer"] = None
+    content["added_tokens"] = content["added_tokens"][:1]  # no padding, no runs of spaces
+    dropped = [token for token in content["model"]["vocab"] if token == "<|padding|>"]
+    for token in dropped:
+        content["model"]["vocab"]["<|unseen|>"] = content["model"]["vocab"].pop(token)
+    original = with_changes(content)
+    save_gguf(model(768), original, tmp_path / "x.gguf")
+    _, again = load_gguf(changed(tmp_path / "x.gguf", tmp_path / "y.gguf"))
+    assert_same(again, original, texts)
+    assert json.loads(again.content)["normalizer"] is None
 
 
 def with_changes(content: dict, **changes) -> Tokenizer:
