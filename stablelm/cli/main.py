@@ -43,7 +43,7 @@ def application() -> "typer.Typer":
     )  # fmt: skip
 
     verbs = (demo.demo, models.init, train.train, train.report, generate.generate, models.inspect)
-    for verb in (*verbs, models.export):
+    for verb in (*verbs, models.convert, models.export):
         app.command()(verb)
     app.add_typer(data.app, name="data")
     app.add_typer(tokenizer.app, name="tokenizer")

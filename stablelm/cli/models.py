@@ -69,6 +69,57 @@ def inspect(
     typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else "\n".join(as_lines(facts)))
 
 
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="A model in any format: Hugging Face directory, Hub id, run, checkpoint, GPT-NeoX "
+            "checkpoint, GGUF file.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Directory to write; for gguf a file.")],
+    to: Annotated[str, typer.Option(help="huggingface, huggingface-epoch, neox or gguf.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16 or fp16; for gguf also q8_0 and q4_0.", show_default="as stored"),
+    ] = None,
+    width: Annotated[int, typer.Option(min=1, help="neox: tensor-parallel ranks to write.")] = 1,
+    mlp_names: Annotated[
+        str, typer.Option(help="neox: new (linear1, linear2) or legacy (w1, w2, w3).")
+    ] = "new",
+    qkv_layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a GPT-NeoX checkpoint that is read: interleaved, concatenated or grouped.",
+            show_default="by its config",
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of a GPT-NeoX checkpoint without YAML: a preset, config.json or YAML."
+        ),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read pytorch_model.bin, as data only.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Open what was written and compare forward passes.")
+    ] = False,
+) -> None:
+    """Write a model in another format.
+
+    Example: stablelm convert runs/demo/model demo.gguf --to gguf --dtype q8_0 --verify
+    """
+    from stablelm.interchange.conversion import Conversion
+    from stablelm.interchange.conversion import convert as write
+
+    wanted = Conversion(to, dtype, width, mlp_names, qkv_layout, config, allow_pickle, verify)
+    for line in write(source, out, wanted):
+        typer.echo(line, err=line.startswith("warning: "))
+
+
 def export(
     checkpoint: Annotated[
         str, typer.Argument(help="A run (its newest checkpoint), a checkpoint, a model, a Hub id.")

@@ -3,7 +3,7 @@
 The directory appears whole or not at all; what would make the card wrong (a licence that an ancestor forbids)
 is refused before a weight is read."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,11 @@ import torch
 
 from stablelm.config.card import CardConfig
 from stablelm.config.schema import apply_overrides, validate
+from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import save_pretrained
 from stablelm.interchange.model_card import model_card, settled_licence
+from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate, open_path
 from stablelm.interchange.provenance import Provenance, lineage, read_provenance
 from stablelm.model import StableLM
@@ -26,22 +28,22 @@ def export(path: str | Path, out: Path, dtype: torch.dtype, overrides: Sequence[
     `overrides` are `key=value` for the card. `InputError` names what is wrong with either."""
     refuse_existing(out)
     folder = resolve(path)
-    card = card_of(folder, path, overrides)
+    known = settled_provenance(folder, path, overrides)
     model, tokenizer = open_path(folder, dtype)
-    text = card(model, out.name)
+    text = card_text(known, model, out.name)
     save_pretrained(model, tokenizer, out, files={"README.md": text})
     if tokenizer is None:
         yield f"warning: {path} has no tokenizer.json, so {out} has none either"
     if "\nlicense: unknown\n" in text:
         yield "warning: the card states no licence; add --set licence=… (apache-2.0, cc-by-sa-4.0, …)"
-    yield f"{out}: {model.num_parameters():,} parameters, {_shown(model)}"
+    yield f"{out}: {model.num_parameters():,} parameters, {dtype_name(model)}"
 
 
-def card_of(folder: Path, path: str | Path, overrides: Sequence[str]) -> Callable[[StableLM, str], str]:
-    """What writes the card of a model from `folder` (opened as `path`), given the opened model and its new
-    name; `InputError` at once for keys or a licence that cannot be."""
+def settled_provenance(folder: Path, path: str | Path, overrides: Sequence[str]) -> Provenance:
+    """What is known of the model in `folder` (opened as `path`) with the card's `key=value` overrides;
+    `InputError` for a key or a licence that cannot be."""
     known = Provenance()
-    if not _is_foreign(folder):
+    if not is_gguf(folder) and not is_neox(folder):  # which carry no card
         inside = locate(folder)
         known = read_provenance(inside)
         if not known.run:
@@ -49,18 +51,15 @@ def card_of(folder: Path, path: str | Path, overrides: Sequence[str]) -> Callabl
     values = apply_overrides(known.card.model_dump(), overrides)
     known = replace(known, card=validate(CardConfig, values, "card"))
     settled_licence(known.card, known.ancestors)
-
-    def card(model: StableLM, name: str) -> str:
-        changes = f"written anew in {_shown(model)}, not trained further"
-        return model_card(model.config, known, name, _shown(model), changes)
-
-    return card
+    return known
 
 
-def _is_foreign(folder: Path) -> bool:
-    """Whether the path is of a format that has no card: one file, a GPT-NeoX checkpoint."""
-    return folder.is_file()
+def card_text(known: Provenance, model: StableLM, name: str) -> str:
+    """The model card of weights that are written again as they are."""
+    shown = dtype_name(model)
+    return model_card(model.config, known, name, shown, f"written anew in {shown}, not trained further")
 
 
-def _shown(model: StableLM) -> str:
+def dtype_name(model: StableLM) -> str:
+    """As in "bfloat16"."""
     return str(model.dtype).removeprefix("torch.")

@@ -19,10 +19,13 @@ from stablelm.config import InputError
 from stablelm.config.model import from_huggingface
 from stablelm.data.manifest import SIDES, Dataset
 from stablelm.data.token_files import TokenFile
+from stablelm.interchange.gguf import describe_gguf, is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, read_config, stored_tensors
 from stablelm.interchange.kernel_report import kernel_report
 from stablelm.interchange.native import finished_checkpoints, is_checkpoint
+from stablelm.interchange.neox import is_neox
+from stablelm.interchange.neox_inspection import describe_neox
 from stablelm.interchange.open import open_path
 from stablelm.interchange.weights import StoredTensor, build_model, read_header, read_headers
 from stablelm.model import StableLM
@@ -43,7 +46,12 @@ def describe(path: str | Path, *, verify: bool = False, kernels: torch.device | 
     refuse_dead_link(path)
     if not path.exists() and not index.is_file():
         raise InputError(f"{path}: no such file or directory.")
-    about = _directory(path, verify) if path.is_dir() else _file(path, index.is_file(), verify)
+    if is_gguf(path):
+        about = describe_gguf(path, verify=verify)
+    elif is_neox(path):
+        about = describe_neox(path, verify=verify)
+    else:
+        about = _directory(path, verify) if path.is_dir() else _file(path, index.is_file(), verify)
     if kernels is not None:
         model, _ = open_path(path, None, "meta")  # reads no weights
         about["kernels"] = kernel_report(model.config, kernels, model.dtype)
@@ -88,8 +96,8 @@ def _file(path: Path, is_prefix: bool, verify: bool) -> Facts:
     if path.suffix == ".safetensors":
         return _weights_file(path, verify)
     raise InputError(
-        f"{path}: not a kind of file that is known; a tokenizer.json, a .safetensors, a .bin and its .idx "
-        "are."
+        f"{path}: not a kind of file that is known; a tokenizer.json, a .safetensors, a .gguf, a .bin "
+        "and its .idx are."
     )
 
 

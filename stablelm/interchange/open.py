@@ -1,4 +1,5 @@
-"""One door for every path that holds a model: a Hugging Face directory, a checkpoint, a run, a demo's output.
+"""One door for every path that holds a model: a Hugging Face directory, a checkpoint, a run, a demo's output,
+a GPT-NeoX checkpoint, a GGUF file.
 
 What a path is follows from the files in it, never from its name."""
 
@@ -7,8 +8,10 @@ from pathlib import Path
 import torch
 
 from stablelm.config import InputError
+from stablelm.interchange.gguf import is_gguf, load_gguf
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, load_pretrained
 from stablelm.interchange.native import is_checkpoint, load_checkpoint, newest_checkpoint
+from stablelm.interchange.neox import is_neox, load_neox
 from stablelm.model import StableLM
 from stablelm.storage import refuse_dead_link
 from stablelm.tokenizer import Tokenizer
@@ -19,13 +22,21 @@ def open_path(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     build: type[StableLM] = StableLM,
+    *,
+    allow_pickle: bool = False,
 ) -> tuple[StableLM, Tokenizer | None]:
     """The model (an instance of `build`) and the tokenizer at `path`, None where there is none.
 
-    `dtype` None keeps the precision of the files. `InputError` says what was looked for."""
+    `dtype` None keeps the precision of the files. `allow_pickle` also reads pytorch_model.bin, as data only.
+    `InputError` says what was looked for."""
+    if is_gguf(path):
+        return load_gguf(path, dtype, device, build)
+    if is_neox(path):
+        return load_neox(path, dtype, device, build)
     found = locate(path)
-    load = load_checkpoint if is_checkpoint(found) else load_pretrained
-    return load(found, dtype, device, build)
+    if is_checkpoint(found):
+        return load_checkpoint(found, dtype, device, build)
+    return load_pretrained(found, dtype, device, build, allow_pickle)
 
 
 def locate(path: str | Path) -> Path:

@@ -182,6 +182,11 @@ class Tokenizer:
         return self._encoder.id_to_token(number) if 0 <= number < self.size else None
 
     @property
+    def content(self) -> bytes:
+        """The tokenizer.json, byte for byte."""
+        return self._content
+
+    @property
     def vocab(self) -> dict[str, int]:
         """A copy of the table token → id, added tokens included."""
         return dict(self._ids)
