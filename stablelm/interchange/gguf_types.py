@@ -1,8 +1,9 @@
 """Numbers as GGUF stores them: float32, float16, bfloat16, and llama.cpp's blocks of 4, 6 and 8 bits.
 
-The same bytes as llama.cpp's own quantiser (the plain x86-64 code of ggml-quants.c) for Q8_0, Q4_0 and Q6_K:
-each value goes through the same float32 operations in the same order. Blocks are worked on a quarter of a
-million values at a time, on all cores. Reading back goes through the `gguf` package."""
+The same bytes as llama.cpp's own quantiser for Q8_0, Q4_0 and Q6_K: each value goes through the same float32
+operations in the same order (those of ggml-quants.c as x86-64 runs them; where a compiler fuses multiply and
+add, as on ARM, llama.cpp may round a value in the middle between two levels the other way). Blocks are worked
+on a quarter of a million values at a time, on all cores. Reading back goes through the `gguf` package."""
 
 import os
 from collections.abc import Callable
