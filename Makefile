@@ -8,6 +8,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BIN := .venv/bin
 ORACLE := .venv-oracle/bin
+EXTRAS := data,gguf,langid,track
 PINS := pyproject.toml constraints.txt
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -32,11 +33,16 @@ help:  ## List the targets
 	@touch $@
 
 .venv/.everything: .venv/.core
-	$(BIN)/python $(PIP) --no-build-isolation -e ".[data,track,test]"
+	$(BIN)/python $(PIP) --no-build-isolation -e ".[$(EXTRAS),test]"
 	@touch $@
 
 .venv-oracle/.everything: .venv-oracle/.torch
-	$(ORACLE)/python $(PIP) --no-build-isolation -e ".[data,track,test,oracle]"
+	$(ORACLE)/python $(PIP) --no-build-isolation -e ".[$(EXTRAS),test,oracle]"
+	@touch $@
+
+# llama.cpp is compiled from its source distribution: some minutes, and a C++ compiler.
+.venv-oracle/.llama: .venv-oracle/.everything
+	$(ORACLE)/python $(PIP) llama-cpp-python
 	@touch $@
 
 .PRECIOUS: .venv/.torch .venv-oracle/.torch
@@ -52,7 +58,7 @@ test: .venv/.everything  ## All tests but those that need another implementation
 test-oracle: .venv-oracle/.everything  ## The tests that compare with transformers
 	$(ORACLE)/python -m pytest tests/oracle $(TEST_ARGS)
 
-test-all: .venv-oracle/.everything  ## Everything, in the environment that has the oracles
+test-all: .venv-oracle/.llama  ## Everything, also beside llama.cpp (compiles it once)
 	$(ORACLE)/python -m pytest tests tests/oracle $(TEST_ARGS)
 
 lint: .venv/.everything  ## ruff, mypy --strict, the order of the rooms, the size of the files
