@@ -7,7 +7,8 @@
 
 What is written appears whole or not at all. `verify` opens it again and compares forward passes in float32:
 the same weights give the same logits to the last bit; a precision that was lowered is reported with its
-largest difference."""
+largest difference. Of a GPT-NeoX checkpoint it also gives the loss on a text for each order of the QKV rows,
+since a wrong one fits every shape and still is another model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from stablelm.interchange.gguf import save_gguf
 from stablelm.interchange.hub import PATTERNS, resolve
 from stablelm.interchange.huggingface import save_pretrained
 from stablelm.interchange.model_card import settled_licence
-from stablelm.interchange.neox import is_neox, load_neox
-from stablelm.interchange.neox_verify import compare_models
+from stablelm.interchange.neox import is_neox, load_neox, open_neox
+from stablelm.interchange.neox_verify import compare_models, loss_by_layout
 from stablelm.interchange.neox_writing import save_neox
 from stablelm.interchange.open import open_path
 from stablelm.model import StableLM
@@ -34,6 +35,11 @@ from stablelm.tokenizer import Tokenizer
 TARGETS = ("huggingface", "huggingface-epoch", "neox", "gguf")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUANTISED = ("q8_0", "q4_0")
+_TEXT = (
+    "The old harbour was quiet in the morning. A few boats had come in before dawn, and the men who worked "
+    "on them were already at home, asleep. Only the baker's shop at the corner was open, and the smell of bread "
+    "went up the street as far as the church."
+)
 _GGUF = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -85,6 +91,8 @@ def convert(source: str | Path, out: Path, wanted: Conversion) -> Iterator[str]:
     yield f"{out}: {model.num_parameters():,} parameters, {kept}, as {wanted.to}"
     if wanted.verify:
         yield _verified(model, out, exact=wanted.dtype not in QUANTISED)
+        if is_neox(folder):
+            yield from _layouts(folder, wanted, tokenizer)
 
 
 def _check(wanted: Conversion) -> None:
@@ -112,4 +120,23 @@ def _verified(model: StableLM, out: Path, exact: bool) -> str:
     found = compare_models(model.to(torch.float32), again)
     if exact and found.largest_difference != 0:
         raise InputError(f"{out}: is not what was converted ({found}). Do not use it; this is a bug.")
-    return f"verified: {found}"
+    if exact:
+        return f"verified: {found}"
+    return (
+        f"verified: quantised, its logits differ by up to {found.largest_difference:.3g} (the largest is "
+        f"{found.largest_logit:.3g}); the likeliest token agrees at {found.same_choice:.0%} of positions"
+    )
+
+
+def _layouts(folder: Path, wanted: Conversion, tokenizer: Tokenizer | None) -> Iterator[str]:
+    """Whether a GPT-NeoX checkpoint reads English best in the QKV order that was taken."""
+    if tokenizer is None:
+        yield "warning: no tokenizer, so the order of the QKV rows could not be tried on a text"
+        return
+    losses = loss_by_layout(folder, _TEXT, config=wanted.config)
+    taken = open_neox(folder, qkv_layout=wanted.qkv_layout, config=wanted.config).qkv_layout
+    shown = ", ".join(f"{layout} {loss:.3f}" for layout, loss in losses.items())
+    yield f"loss on an English text by order of the QKV rows, nats a token: {shown}; taken: {taken}"
+    best = min(losses, key=losses.__getitem__)
+    if losses[best] < losses[taken] - 0.5:
+        yield f"warning: {best} reads the text better than {taken}; try --qkv-layout {best}"

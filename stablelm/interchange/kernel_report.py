@@ -12,13 +12,17 @@ from torch.nn.attention import SDPBackend
 from stablelm.config import ModelConfig
 from stablelm.model.backends import choose
 
-_WISHES = {"default": None, "flash_attention_2": "flash_attention_2", "eager": "eager"}
+_WISHES = {
+    "attention": None,
+    "attention_if_flash_attention_2": "flash_attention_2",
+    "attention_if_eager": "eager",
+}
 _TOKENS = 16
 
 
 def kernel_report(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Facts in nested tables: for every `attn_implementation`, the kernel chosen and the reason; then what
-    PyTorch takes for `sdpa` in prefill (causal), decoding (one query) and with padding (a mask)."""
+    """Facts: for every `attn_implementation`, the kernel chosen and the reason; then what PyTorch takes for
+    `sdpa` in prefill (causal), decoding (one query) and with padding (a mask)."""
     wishes = {}
     for shown, wish in _WISHES.items():
         backend = choose(wish, device, dtype)
@@ -26,12 +30,10 @@ def kernel_report(config: ModelConfig, device: torch.device, dtype: torch.dtype)
     return {
         "device": str(device),
         "precision": str(dtype).removeprefix("torch."),
-        "attention": wishes,
-        "sdpa_takes": {
-            "prefill": _fused(config, device, dtype, _TOKENS, masked=False),
-            "decoding": _fused(config, device, dtype, 1, masked=False),
-            "padded": _fused(config, device, dtype, _TOKENS, masked=True),
-        },
+        **wishes,
+        "sdpa_in_prefill": _fused(config, device, dtype, _TOKENS, masked=False),
+        "sdpa_in_decoding": _fused(config, device, dtype, 1, masked=False),
+        "sdpa_with_padding": _fused(config, device, dtype, _TOKENS, masked=True),
         "everything_else": "PyTorch operators (rotary, LayerNorm, SwiGLU, head)",
     }
 

@@ -83,14 +83,14 @@ def test_kernels_are_those_that_opening_the_model_chooses(
     save_pretrained(StableLM(CONFIG, seed=3).to(dtype), tokenizer, tmp_path / "model")
     kernels = describe(tmp_path / "model", kernels=torch.device("cpu"))["kernels"]
     assert kernels["precision"] == str(dtype).removeprefix("torch.")
-    for wish, said in kernels["attention"].items():
-        opened = AutoModelForCausalLM.from_pretrained(
-            tmp_path / "model", attn_implementation=None if wish == "default" else wish
-        )
+    for wish in (None, "flash_attention_2", "eager"):
+        opened = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=wish)
+        said = kernels[f"attention_if_{wish}" if wish else "attention"]
         assert said == f"{opened.attention.name}: {opened.attention.reason}"
     head = CONFIG.hidden_size // CONFIG.num_attention_heads
-    assert set(kernels["sdpa_takes"].values()) == {f"FLASH_ATTENTION (head dimension {head})"}
-    assert "flash_attention_2 on cpu" in kernels["attention"]["flash_attention_2"]
+    for when in ("in_prefill", "in_decoding", "with_padding"):
+        assert kernels[f"sdpa_{when}"] == f"FLASH_ATTENTION (head dimension {head})"
+    assert "flash_attention_2 on cpu" in kernels["attention_if_flash_attention_2"]
 
 
 def test_kernels_of_what_is_no_model(dataset: Path) -> None:
