@@ -37,7 +37,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 QUANTISED = ("q8_0", "q4_0")
 _TEXT = (
     "The old harbour was quiet in the morning. A few boats had come in before dawn, and the men who worked "
-    "on them were already at home, asleep. Only the baker's shop at the corner was open, and the smell of bread "
+    "on them were at home already, asleep. Only the baker's shop at the corner was open; the smell of bread "
     "went up the street as far as the church."
 )
 _GGUF = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
