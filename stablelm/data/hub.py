@@ -1,0 +1,138 @@
+"""Data sets read through the `datasets` library: saved ones, local folders, and names on the Hub.
+
+A folder written by `save_to_disk` is one file whose rows can be cut. A folder of data files and a name on the
+Hub are streamed, a shard at a time, each shard a file of its own; a name is pinned to the commit that was
+found, so no later push changes what is read. Code that comes with a data set is never run."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from stablelm.config import InputError
+from stablelm.config.recipe import SourceConfig
+from stablelm.data.documents import AGAIN, Document, Intake, first_line
+from stablelm.data.inputs import InputFile, Span
+from stablelm.data.tables import row_documents
+
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+_ROWS = 64
+
+
+def find_dataset(entry: str, root: Path, source: SourceConfig) -> list[InputFile]:
+    """The shards of one entry of `paths`: one for a saved data set, else those of its split."""
+    library = _library(entry)
+    folder = root / os.path.expanduser(entry)
+    name = "/".join(part for part in (entry.rstrip("/").split("/")[-1], source.subset, source.split) if part)
+    if saved := _saved_folder(folder, entry, source):
+        files = sorted(saved.glob("*.arrow"))
+        stamp = " ".join(f"{file.name} {file.stat().st_mtime_ns} {file.stat().st_size}" for file in files)
+        size = sum(file.stat().st_size for file in files)
+        return [InputFile(str(saved), entry, name, "datasets", size, stamp)]
+    location = str(folder) if folder.is_dir() else entry
+    revision = "" if folder.is_dir() else _commit(entry, source)
+    with _explained(entry, source):
+        stream = _stream(library, location, revision, source)
+    shown = f"{entry}, {name}, shard"
+    return [
+        InputFile(location, f"{shown} {shard + 1}", f"{name}/{shard}", "datasets", 0, revision, shard)
+        for shard in range(stream.num_shards)
+    ]
+
+
+def cut_dataset(file: InputFile, target: int) -> list[Span]:
+    """Spans of about `target` bytes of a saved data set."""
+    with _explained(file.shown, None):
+        rows = len(_library(file.shown).load_from_disk(file.location))
+    count = max(1, min(rows, -(-file.size // max(1, target))))
+    cuts = [rows * number // count for number in range(count + 1)]
+    if count == 1:
+        return [Span(file, size=file.size)]
+    return [Span(file, a, b, a, file.size // count) for a, b in pairwise(cuts)]
+
+
+def read_dataset(span: Span, intake: Intake) -> Iterator[Document]:
+    """The documents of a shard, or of rows of a saved data set."""
+    import pyarrow
+
+    library, file, source, number = _library(span.file.shown), span.file, intake.source, span.first
+    with _explained(file.shown, source):
+        if (Path(file.location) / _SAVED).is_file():
+            table = library.load_from_disk(file.location)
+            table = table.select(range(span.start, span.end if span.end >= 0 else len(table)))
+        else:
+            whole = _stream(library, file.location, file.stamp, source)
+            table = whole.shard(num_shards=whole.num_shards, index=file.shard)
+    batches = iter(table.with_format("arrow").iter(_ROWS))
+    while True:
+        try:
+            with _explained(file.shown, source):
+                batch = next(batches, None)
+        except (pyarrow.ArrowException, library.exceptions.DatasetsError) as error:
+            intake.entry.read += 1
+            what = f"the rows from here on cannot be read ({first_line(error)})"
+            intake.fault(number + 1, "unreadable", what, AGAIN)
+            return
+        if batch is None:
+            break
+        before, number = number, number + batch.num_rows
+        yield from row_documents(batch, before, batch.schema.names, intake)
+    intake.entry.empty = span.whole and number == 0
+
+
+def _saved_folder(folder: Path, entry: str, source: SourceConfig) -> Path | None:
+    """Where `save_to_disk` put the split; None if the folder is no such thing."""
+    if (folder / _SAVED_SPLITS).is_file():
+        if not (folder / source.split / _SAVED).is_file():
+            there = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{_SAVED}"))) or "none"
+            raise InputError(f"{entry}: no split {source.split!r} (there: {there}). Correct `split`.")
+        return folder / source.split
+    return folder if (folder / _SAVED).is_file() else None
+
+
+def _stream(library: Any, location: str, revision: str, source: SourceConfig) -> Any:
+    return library.load_dataset(
+        location, source.subset or None, split=source.split, streaming=True, revision=revision or None
+    )
+
+
+def _commit(entry: str, source: SourceConfig) -> str:
+    """The commit that a name on the Hub stands for now."""
+    from huggingface_hub import HfApi
+
+    if len(parts := entry.split("/")) > 2 or not all(parts):
+        raise InputError(f"{entry}: no such folder, and not a name on the Hub (owner/name). Correct `paths`.")
+    with _explained(entry, source):
+        return str(HfApi().dataset_info(entry, revision=source.revision or None).sha)
+
+
+def _library(shown: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f'{shown}: reading data sets needs `pip install "stablelm[datasets]"`.') from None
+    datasets.disable_progress_bars()
+    return datasets
+
+
+@contextlib.contextmanager
+def _explained(shown: str, source: SourceConfig | None) -> Iterator[None]:
+    """One error for whatever the library or the network raises; faults of the data go through."""
+    import pyarrow
+
+    try:
+        yield
+    except (InputError, pyarrow.ArrowException):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "DatasetGenerationError":
+            raise
+        subset = f" (subset {source.subset!r}, split {source.split!r})" if source else ""
+        detail = first_line(error)
+        if "script" in detail:
+            remedy = "It brings code, which is never run; name its data files in `paths` instead."
+        else:
+            remedy = "Check name, subset, split and, for the Hub, network and `huggingface-cli login`."
+        raise InputError(f"{shown}: the data set{subset} cannot be opened ({detail}). {remedy}") from None
