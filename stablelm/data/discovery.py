@@ -109,24 +109,21 @@ def _stored(entry: str, source: SourceConfig, passed: Counter[str]) -> Iterator[
     if "::" in entry:
         raise InputError(f"{entry}: chained addresses are not supported. Name the store alone.")
     system, path = file_system(entry)
-    protocol = entry.split("://")[0]
     with explained(entry):
         if glob.has_magic(path):
             fixed = "/".join(itertools.takewhile(lambda part: not glob.has_magic(part), path.split("/")))
             listed = system.glob(path, detail=True)
         elif (info := system.info(path))["type"] != "directory":
             name = PurePosixPath(path).name
-            size, stamp = remote_stamp(info)
-            yield InputFile(
-                entry, printable(entry), printable(name), _known(name, entry, source), size, stamp
-            )
+            where, kind = system.unstrip_protocol(path), _known(name, entry, source)
+            yield InputFile(where, printable(entry), printable(name), kind, *remote_stamp(info))
             return
         else:
             fixed, listed = path.rstrip("/"), system.find(path, detail=True)
     names = {where.removeprefix(fixed).strip("/"): (where, info) for where, info in listed.items()}
     for name in sorted(names, key=lambda name: [os.fsencode(part) for part in name.split("/")]):
         where, info = names[name]
-        address = f"{protocol}://{where.lstrip('/') if protocol != 'memory' else where}"
+        address = system.unstrip_protocol(where)
         if info["type"] != "file":
             passed.update({} if "**" in entry else {"folder": 1})
         elif any(part.startswith(".") for part in name.split("/")):

@@ -16,6 +16,7 @@ from stablelm.config.recipe import SourceConfig
 from stablelm.data.documents import AGAIN, Document, Intake, first_line
 from stablelm.data.inputs import InputFile, Span
 from stablelm.data.tables import row_documents
+from stablelm.storage import fingerprint
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
 _ROWS = 64
@@ -27,25 +28,27 @@ def find_dataset(entry: str, root: Path, source: SourceConfig) -> list[InputFile
     folder = root / os.path.expanduser(entry)
     name = "/".join(part for part in (entry.rstrip("/").split("/")[-1], source.subset, source.split) if part)
     if saved := _saved_folder(folder, entry, source):
-        files = sorted(saved.glob("*.arrow"))
-        stamp = " ".join(f"{file.name} {file.stat().st_mtime_ns} {file.stat().st_size}" for file in files)
-        size = sum(file.stat().st_size for file in files)
-        return [InputFile(str(saved), entry, name, "datasets", size, stamp)]
+        return [InputFile(str(saved), entry, name, "datasets", *_state(saved))]
     location = str(folder) if folder.is_dir() else entry
-    revision = "" if folder.is_dir() else _commit(entry, source)
+    stamp = _state(folder)[1] if folder.is_dir() else f"commit {_commit(entry, source)}"
     with _explained(entry, source):
-        stream = _stream(library, location, revision, source)
+        stream = _stream(library, location, stamp, source)
     shown = f"{entry}, {name}, shard"
     return [
-        InputFile(location, f"{shown} {shard + 1}", f"{name}/{shard}", "datasets", 0, revision, shard)
+        InputFile(location, f"{shown} {shard + 1}", f"{name}/{shard}", "datasets", 0, stamp, shard)
         for shard in range(stream.num_shards)
     ]
 
 
 def cut_dataset(file: InputFile, target: int) -> list[Span]:
     """Spans of about `target` bytes of a saved data set."""
-    with _explained(file.shown, None):
-        rows = len(_library(file.shown).load_from_disk(file.location))
+    import pyarrow
+
+    try:
+        with _explained(file.shown, None):
+            rows = len(_library(file.shown).load_from_disk(file.location))
+    except pyarrow.ArrowException:
+        return [Span(file, size=file.size)]  # reading it will say why
     count = max(1, min(rows, -(-file.size // max(1, target))))
     cuts = [rows * number // count for number in range(count + 1)]
     if count == 1:
@@ -58,17 +61,14 @@ def read_dataset(span: Span, intake: Intake) -> Iterator[Document]:
     import pyarrow
 
     library, file, source, number = _library(span.file.shown), span.file, intake.source, span.first
-    with _explained(file.shown, source):
-        if (Path(file.location) / _SAVED).is_file():
-            table = library.load_from_disk(file.location)
-            table = table.select(range(span.start, span.end if span.end >= 0 else len(table)))
-        else:
-            whole = _stream(library, file.location, file.stamp, source)
-            table = whole.shard(num_shards=whole.num_shards, index=file.shard)
-    batches = iter(table.with_format("arrow").iter(_ROWS))
+    folder = Path(file.location)
+    if not file.stamp.startswith("commit") and _state(folder)[1] != file.stamp:
+        raise InputError(f"{file.shown}: changed since it was found. Let it rest, and begin again.")
+    batches: Iterator[Any] | None = None
     while True:
         try:
             with _explained(file.shown, source):
+                batches = batches or _batches(library, span, source)
                 batch = next(batches, None)
         except (pyarrow.ArrowException, library.exceptions.DatasetsError) as error:
             intake.entry.read += 1
@@ -82,6 +82,27 @@ def read_dataset(span: Span, intake: Intake) -> Iterator[Document]:
     intake.entry.empty = span.whole and number == 0
 
 
+def _batches(library: Any, span: Span, source: SourceConfig) -> Iterator[Any]:
+    """The rows of a span as Arrow tables."""
+    file = span.file
+    if (Path(file.location) / _SAVED).is_file():
+        rows = library.load_from_disk(file.location)
+        rows = rows.select(range(span.start, span.end if span.end >= 0 else len(rows)))
+    else:
+        whole = _stream(library, file.location, file.stamp, source)
+        rows = whole.shard(num_shards=whole.num_shards, index=file.shard)
+    yield from rows.with_format("arrow").iter(_ROWS)
+
+
+def _state(folder: Path) -> tuple[int, str]:
+    """Size of a folder's files, and a stamp that differs when one of them does."""
+    found = sorted(
+        (str(path.relative_to(folder)), path.stat()) for path in folder.rglob("*") if path.is_file()
+    )
+    listed = [(name, info.st_size, info.st_mtime_ns) for name, info in found]
+    return sum(size for _, size, _ in listed), f"files {fingerprint(listed)}"
+
+
 def _saved_folder(folder: Path, entry: str, source: SourceConfig) -> Path | None:
     """Where `save_to_disk` put the split; None if the folder is no such thing."""
     if (folder / _SAVED_SPLITS).is_file():
@@ -92,9 +113,11 @@ def _saved_folder(folder: Path, entry: str, source: SourceConfig) -> Path | None
     return folder if (folder / _SAVED).is_file() else None
 
 
-def _stream(library: Any, location: str, revision: str, source: SourceConfig) -> Any:
+def _stream(library: Any, location: str, stamp: str, source: SourceConfig) -> Any:
+    kind, _, commit = stamp.partition(" ")
+    revision = commit if kind == "commit" else None
     return library.load_dataset(
-        location, source.subset or None, split=source.split, streaming=True, revision=revision or None
+        location, source.subset or None, split=source.split, streaming=True, revision=revision
     )
 
 

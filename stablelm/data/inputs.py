@@ -7,8 +7,8 @@ is planned from one version and read from another."""
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from stablelm.config import InputError
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
     "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko", "hf": "huggingface_hub",
@@ -144,13 +144,13 @@ def opened(file: InputFile) -> Iterator[IO[bytes]]:
     with explained(file.shown):
         system, path = file_system(file.location)
         system.invalidate_cache()
-        _compare(file, *remote_stamp(system.info(path)))
+        _compare(file, *remote_stamp(system.info(path), file.stamp.partition(" ")[0]))
         remote = system.open(path, "rb")
     try:
         yield remote
         with explained(file.shown):
             system.invalidate_cache()
-            _compare(file, *remote_stamp(system.info(path)))
+            _compare(file, *remote_stamp(system.info(path), file.stamp.partition(" ")[0]))
     finally:
         with contextlib.suppress(Exception):  # nothing was written
             remote.close()
@@ -182,7 +182,9 @@ def explained(shown: str) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{shown}: no such file or folder. Correct `paths`.") from None
+        raise InputError(
+            f"{shown}: no such file or folder, or it cannot be reached. Correct `paths`, or check the network."
+        ) from None
     except Exception as error:
         if isinstance(error, OSError) and not is_address(shown):
             raise
@@ -192,10 +194,13 @@ def explained(shown: str) -> Iterator[None]:
         ) from None
 
 
-def remote_stamp(info: Mapping[str, Any]) -> tuple[int, str]:
-    """Size and stamp of a stored file, from what its file system tells."""
-    stamp = next((f"{tag} {info[tag]}" for tag in _TAGS if info.get(tag)), "")
-    return int(info.get("size") or 0), stamp
+def remote_stamp(info: Mapping[str, Any], tag: str = "") -> tuple[int, str]:
+    """Size and stamp of a stored file, from what its file system tells; of one kind if `tag` names it."""
+    for name in [tag] if tag else _TAGS:
+        if value := info.get(name):
+            seconds = value.timestamp() if isinstance(value, datetime.datetime) else value
+            return int(info.get("size") or 0), f"{name} {str(seconds).strip(chr(34))}"
+    return int(info.get("size") or 0), ""
 
 
 def local_file(path: Path, shown: str, name: str, kind: str, info: os.stat_result) -> InputFile:
@@ -209,7 +214,7 @@ def _local_stamp(info: os.stat_result) -> tuple[int, str]:
 
 
 def _compare(file: InputFile, size: int, stamp: str) -> None:
-    if (size, stamp) != (file.size, file.stamp):
+    if size != file.size or (stamp and file.stamp and stamp != file.stamp):
         what = f"{file.size:,} bytes then, {size:,} now" if size != file.size else "its time stamp differs"
         raise InputError(f"{file.shown}: changed since it was found ({what}). Let it rest, and begin again.")
 
@@ -220,22 +225,3 @@ def hash_file(file: InputFile) -> str:
         return file.sha256
     with opened(file) as handle:
         return Tap(handle, file.shown).sha256()
-
-
-def buffered(chunks: Iterator[bytes]) -> io.BufferedReader:
-    """Chunks as a file that is read once, forwards."""
-    return io.BufferedReader(_Chunks(chunks), 1 << 16)
-
-
-class _Chunks(io.RawIOBase):
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.chunks, self.left = chunks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self.left = self.left or next(self.chunks, b"")
-        count = min(len(buffer), len(self.left))
-        buffer[:count], self.left = self.left[:count], self.left[count:]
-        return count

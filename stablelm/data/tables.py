@@ -145,7 +145,7 @@ def _open_arrow(file: InputFile, handle: Any) -> Any:
     handle.seek(0)
     if magic.startswith(_FEATHER_1):
         raise pyarrow.ArrowInvalid("Feather version 1; write it again as version 2 or Parquet")
-    source = pyarrow.PythonFile(handle) if file.remote else pyarrow.memory_map(file.location)
+    source = pyarrow.PythonFile(handle, mode="r") if file.remote else pyarrow.memory_map(file.location)
     return (pyarrow.ipc.open_file if magic == _FILE else pyarrow.ipc.open_stream)(source)
 
 

@@ -52,8 +52,8 @@ LINE = st.one_of(
     st.text(max_size=40).map(lambda text: json.dumps({"text": text}).encode()),
     st.text(max_size=40).map(lambda text: json.dumps({"text": text}, ensure_ascii=False).encode()),
     st.builds(lambda i: json.dumps({"text": "x", "id": i}).encode(), st.integers(0, 9)),
-    st.sampled_from([b"", b" ", b"\r", b"{", b"null", b'{"text": 1}', b'{"no": 1}', b"\xff\xfe", b'{"text": "\xe9"}']),
-)  # fmt: skip
+    st.sampled_from([b"", b" ", b"\r", b"{", b"null", b'{"text": 1}', b'{"no": 1}', b"\xff\xfe"]),
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -150,8 +150,11 @@ def test_tables_in_pieces(tmp_path, kind, target):
 @pytest.mark.parametrize("target", [1, 30_000, 10**7])
 def test_the_hard_files_in_pieces(shared, target):
     raw = shared / "data/corpus/raw"
-    paths = [raw / name for name in ("broken_line.jsonl", "docs.jsonl.gz", "docs.parquet", "empty.jsonl",
-             "invalid_utf8.jsonl", "missing_text.jsonl", "special_token.jsonl", "truncated.jsonl.zst", "tree")]  # fmt: skip
+    names = (
+        "broken_line.jsonl", "docs.jsonl.gz", "docs.parquet", "empty.jsonl", "invalid_utf8.jsonl",
+        "missing_text.jsonl", "special_token.jsonl", "truncated.jsonl.zst", "tree",
+    )  # fmt: skip
+    paths = [raw / name for name in names]
     config = source(*paths)
     expected = whole(config)
     assert expected[1]["kept"] == 19 + 200 + 50 + 9 + 9 + 7 + 110 + 3
