@@ -22,6 +22,10 @@ _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
 _ROWS = 64
 
 
+class _BrokenDataError(Exception):
+    """Data that cannot be read to the end."""
+
+
 def find_dataset(entry: str, root: Path, source: SourceConfig) -> list[InputFile]:
     """The shards of one entry of `paths`: one for a saved data set, else those of its split."""
     library = _library(entry)
@@ -42,12 +46,10 @@ def find_dataset(entry: str, root: Path, source: SourceConfig) -> list[InputFile
 
 def cut_dataset(file: InputFile, target: int) -> list[Span]:
     """Spans of about `target` bytes of a saved data set."""
-    import pyarrow
-
     try:
-        with _explained(file.shown, None):
+        with _explained(file.shown, None, saved=True):
             rows = len(_library(file.shown).load_from_disk(file.location))
-    except pyarrow.ArrowException:
+    except _BrokenDataError:
         return [Span(file, size=file.size)]  # reading it will say why
     count = max(1, min(rows, -(-file.size // max(1, target))))
     cuts = [rows * number // count for number in range(count + 1)]
@@ -58,8 +60,6 @@ def cut_dataset(file: InputFile, target: int) -> list[Span]:
 
 def read_dataset(span: Span, intake: Intake) -> Iterator[Document]:
     """The documents of a shard, or of rows of a saved data set."""
-    import pyarrow
-
     library, file, source, number = _library(span.file.shown), span.file, intake.source, span.first
     folder = Path(file.location)
     if not file.stamp.startswith("commit") and _state(folder)[1] != file.stamp:
@@ -67,10 +67,10 @@ def read_dataset(span: Span, intake: Intake) -> Iterator[Document]:
     batches: Iterator[Any] | None = None
     while True:
         try:
-            with _explained(file.shown, source):
+            with _explained(file.shown, source, (folder / _SAVED).is_file()):
                 batches = batches or _batches(library, span, source)
                 batch = next(batches, None)
-        except (pyarrow.ArrowException, library.exceptions.DatasetsError) as error:
+        except _BrokenDataError as error:
             intake.entry.read += 1
             what = f"the rows from here on cannot be read ({first_line(error)})"
             intake.fault(number + 1, "unreadable", what, AGAIN)
@@ -141,17 +141,18 @@ def _library(shown: str) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(shown: str, source: SourceConfig | None) -> Iterator[None]:
-    """One error for whatever the library or the network raises; faults of the data go through."""
+def _explained(shown: str, source: SourceConfig | None, saved: bool = False) -> Iterator[None]:
+    """One error for whatever the library or the network raises, another for faults of the data."""
     import pyarrow
 
     try:
         yield
-    except (InputError, pyarrow.ArrowException):
+    except InputError:
         raise
     except Exception as error:
-        if type(error).__name__ == "DatasetGenerationError":
-            raise
+        arrow = isinstance(error, pyarrow.ArrowException) or type(error).__name__ == "DatasetGenerationError"
+        if arrow or (saved and isinstance(error, OSError) and error.errno is None):  # Arrow raises these too
+            raise _BrokenDataError(first_line(error)) from None
         subset = f" (subset {source.subset!r}, split {source.split!r})" if source else ""
         detail = first_line(error)
         if "script" in detail:

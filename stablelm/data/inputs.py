@@ -183,7 +183,7 @@ def explained(shown: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(
-            f"{shown}: no such file or folder, or it cannot be reached. Correct `paths`, or check the network."
+            f"{shown}: no such file or folder, or out of reach. Correct `paths`, or check the network."
         ) from None
     except Exception as error:
         if isinstance(error, OSError) and not is_address(shown):

@@ -1,7 +1,7 @@
 """Web pages: HTML files and web archives (WARC, WET), a page a document.
 
-Text is the main content as Resiliparse extracts it; a page without any is dropped as `no main text`, one whose
-elements lie in each other a thousand deep as `nested too deeply` (extraction would take minutes). The
+Text is the main content as Resiliparse extracts it; a page without any is dropped as `no main text`, one
+whose elements lie in each other a thousand deep as `nested too deeply` (extraction would take minutes). The
 characters of a page are found in this order: a byte order mark; UTF-8, if the bytes are UTF-8 and not ASCII
 alone (other encodings are never so by chance, and pages often declare them wrongly); what HTTP or the page
 declares; what Resiliparse detects. The first that decodes every byte wins; if none does, it is a fault: no

@@ -133,7 +133,8 @@ ARCHIVE = [
     record("conversion", "Plain text é of a WET file.".encode(), WARC_Record_ID="<urn:uuid:9>",
            WARC_Target_URI="http://example.org/9", Content_Type="text/plain"),
     record("response", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n"
-           b"8\r\n<p>chunk\r\n6\r\ned</p>\r\n0\r\n\r\n", WARC_Record_ID="<urn:uuid:10>", Content_Type="application/http"),
+           b"8\r\n<p>chunk\r\n6\r\ned</p>\r\n0\r\n\r\n", WARC_Record_ID="<urn:uuid:10>",
+           Content_Type="application/http"),
     record("metadata", b"fetchTimeMs: 5\r\n"),
     response("<body></body>", 12),
 ]  # fmt: skip
@@ -174,7 +175,7 @@ def test_an_archive(read, tmp_path, kind):
 GOOD = [response(html(f"Page number {n}."), n) for n in range(4)]
 BROKEN = {
     "rubbish": (b"rubbish between records\r\n\r\n", "no WARC record begins here"),
-    "no length": (b"WARC/1.0\r\nWARC-Type: response\r\n\r\nblock\r\n\r\n", "the record has no Content-Length"),
+    "no length": (b"WARC/1.0\r\nWARC-Type: response\r\n\r\nblock\r\n\r\n", "has no Content-Length"),
     "too short": (GOOD[3].replace(b"Content-Length: ", b"Content-Length: 1\r\nX: ", 1), "does not end where"),
     "too long": (GOOD[3].replace(b"Content-Length: ", b"Content-Length: 1", 1), "promises 1[0-9,]+ bytes"),
     "endless head": (b"WARC/1.0\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", "its head has no end"),

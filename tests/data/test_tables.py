@@ -113,8 +113,12 @@ def test_bytes_that_are_not_utf8_in_any_column(read, tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_dotted_paths_into_structures(read, tmp_path, kind):
-    rows = [{"body": f"text {n}", "about": {"id": f"k{n}", "url": f"u{n}", "set": "Books3" if n == 2 else "Web"}}
-            for n in range(4)] + [None]  # fmt: skip
+    sets = ["Web", "Web", "Books3", "Web"]
+    rows = [
+        {"body": f"text {n}", "about": {"id": f"k{n}", "url": f"u{n}", "set": name}}
+        for n, name in enumerate(sets)
+    ]
+    rows.append(None)
     table = pa.table({"n": [*range(5)], "doc": rows})
     if kind == "parquet":
         pq.write_table(table, tmp_path / "x.parquet", row_group_size=2)
