@@ -128,8 +128,8 @@ def _stored(entry: str, source: SourceConfig, passed: Counter[str]) -> Iterator[
             passed.update({} if "**" in entry else {"folder": 1})
         elif any(part.startswith(".") for part in name.split("/")):
             passed["hidden"] += 1
-        elif kind := _kind(PurePosixPath(name).name, source, passed):
-            yield InputFile(address, printable(address), printable(name), kind, *remote_stamp(info))
+        elif known := _kind(PurePosixPath(name).name, source, passed):
+            yield InputFile(address, printable(address), printable(name), known, *remote_stamp(info))
 
 
 def _walk(

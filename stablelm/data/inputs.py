@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from stablelm.config import InputError
 
@@ -147,13 +147,29 @@ def opened(file: InputFile) -> Iterator[IO[bytes]]:
         _compare(file, *remote_stamp(system.info(path), file.stamp.partition(" ")[0]))
         remote = system.open(path, "rb")
     try:
-        yield remote
+        yield cast(IO[bytes], _Stored(remote, file.shown))
         with explained(file.shown):
             system.invalidate_cache()
             _compare(file, *remote_stamp(system.info(path), file.stamp.partition(" ")[0]))
     finally:
         with contextlib.suppress(Exception):  # nothing was written
             remote.close()
+
+
+class _Stored:
+    """A store's file whose failures are one clear error, also when a library reads it: they are no fault of
+    the data, and never counted as one."""
+
+    def __init__(self, file: Any, shown: str) -> None:
+        self.file, self.shown = file, shown
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def read(self, size: int = -1) -> Any:
+        """As of files."""
+        with explained(self.shown):
+            return self.file.read(size)
 
 
 def file_system(address: str) -> tuple[Any, str]:

@@ -153,6 +153,29 @@ def test_a_store_that_fails_is_one_message(read, store, monkeypatch, when):
         read(f"{address}/x.jsonl")
 
 
+@pytest.mark.parametrize("name", ["t.parquet", "f.arrow", "s.arrow", "b/x.jsonl", "b/y.jsonl.gz", "b.txt"])
+def test_a_store_that_fails_half_way_is_no_fault_of_the_data(store, everything, monkeypatch, name):
+    """Not counted in "skip": what could not be fetched is not broken."""
+    real = fsspec.implementations.memory.MemoryFile.read
+    for good in range(9):
+        calls = iter(range(99))
+
+        def read(self, *arguments, calls=calls, good=good):
+            if next(calls) >= good:
+                raise TimeoutError("timed out")
+            return real(self, *arguments)
+
+        config = SourceConfig(name="s", paths=[f"{store(everything)}/{name}"])
+        account = SourceAccount()
+        with monkeypatch.context() as patch:
+            patch.setattr(fsspec.implementations.memory.MemoryFile, "read", read)
+            try:
+                list(read_documents(config, ".", "skip", account))
+            except InputError as error:
+                assert "cannot be read (timed out)" in str(error)  # noqa: PT017
+        assert account.as_dict()["errors"] == {}
+
+
 def test_a_consumer_s_own_error_is_not_called_a_reader_s(store):
     address = store({"x.jsonl": lines("a", "b")})
     with pytest.raises(ZeroDivisionError):
