@@ -1,4 +1,4 @@
-"""The recipe of StableLM-3B-4E1T: the card's five names, and each source's keys against records of its schema."""
+"""The recipe of StableLM-3B-4E1T: the card's five names, each source's keys on records of its schema."""
 
 import json
 
@@ -45,7 +45,8 @@ def test_the_card_s_five_data_sets_four_times_each(root, values):
 
 def test_refinedweb(read, readers, tmp_path):
     table = {"content": ["page"], "url": ["http://a"], "timestamp": [pa.scalar(0, pa.timestamp("s"))],
-             "dump": ["CC-MAIN-2013-20"], "segment": ["1"], "image_urls": [[["http://i", "alt"]]]}  # fmt: skip
+             "dump": ["CC-MAIN-2013-20"], "segment": ["1"],
+             "image_urls": [[["http://i", "alt"]]]}  # fmt: skip
     pq.write_table(pa.table(table), tmp_path / "train-00000-of-05534.parquet")
     assert seen(read(tmp_path, **readers["refinedweb"])) == [
         ("page", "train-00000-of-05534.parquet:1", "http://a", "")
@@ -108,8 +109,8 @@ def test_the_pile(read, json_lines, readers, tmp_path):
 
 def test_starcoder(read, readers, tmp_path):
     (tmp_path / "python").mkdir()
-    table = {"max_stars_repo_path": ["a.py"], "max_stars_repo_name": ["o/r"], "max_stars_count": [3], "id": ["17"],
-             "content": ["import os\r\n"]}  # fmt: skip
+    table = {"max_stars_repo_path": ["a.py"], "max_stars_repo_name": ["o/r"], "max_stars_count": [3],
+             "id": ["17"], "content": ["import os\r\n"]}  # fmt: skip
     pq.write_table(pa.table(table), tmp_path / "python/train-00000-of-00059.parquet")
     assert seen(read(tmp_path, **readers["starcoder"])) == [("import os\r\n", "17", "", "python")]
 
