@@ -6,13 +6,14 @@ not said here: that is the run's business (`data.epochs`), so one prepared direc
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
 
 OnError = Literal["stop", "skip"]
+Format = Literal["auto", "text", "code", "jsonl", "parquet", "arrow", "datasets", "warc", "html"]
 
 
 class SourceConfig(Schema):
@@ -21,16 +22,37 @@ class SourceConfig(Schema):
     name: str
     """Name in mixtures and reports, and of its folder below `out`: letters, digits, - _ and dots inside."""
     paths: list[str] = Field(min_length=1)
-    """Files, folders (searched for .txt .md .py .jsonl .ndjson .parquet, the first five also as .gz or .zst)
-    and glob patterns (** goes any number of folders deep)."""
-    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """text: a file is a document; jsonl: a line is; parquet: a row is. auto goes by the suffix; another value
-    also reads files of other suffixes, in folders all that are not hidden."""
+    """Files, folders (searched for .txt .md .py .jsonl .ndjson .html .htm .warc, all also as .gz or .zst, and
+    .parquet .arrow .feather) and glob patterns (** goes any number of folders deep); also addresses such as
+    s3://, gs://, hf:// or https://. With format datasets: names of datasets on the Hub, or folders."""
+    format: Format = "auto"
+    """text, code, html: a file is a document; jsonl: a line is; parquet, arrow, datasets: a row is; warc: a
+    page is. auto goes by the suffix; text and the others also read files of other suffixes, in folders all
+    that are not hidden; code takes the suffixes of programming languages."""
+    suffixes: list[str] = Field([])
+    """If any: only files with these suffixes are taken from folders and patterns, for example [.c, .h]."""
+    subset: str = ""
+    """Subset (configuration) of a dataset. Only for format datasets."""
+    split: str = "train"
+    """Split of a dataset. Only for format datasets."""
+    revision: str = ""
+    """Commit, tag or branch of a dataset on the Hub; its main branch if empty. Only for format datasets."""
     text_key: str = Field("text", min_length=1)
-    """Key (jsonl) or column (parquet) of the text."""
+    """Key (jsonl) or column (tables) of the text. A dotted path leads into objects: meta.body."""
     id_key: str = Field("id", min_length=1)
-    """Key or column of the document's id, if there is one. What follows a # at its end numbers the pieces of
-    one file, which stay together in the split."""
+    """Key, column or dotted path of the document's id, if there is one. What follows a # at its end numbers
+    the pieces of one file, which stay together in the split."""
+    url_key: str = Field("url", min_length=1)
+    """Key, column or dotted path of the document's address, if there is one."""
+    label_key: list[str] = Field([])
+    """Keys, columns or dotted paths of the name of the part that a document belongs to, for `exclude` and
+    reports; the first that is there counts as its label. One may be given without the brackets."""
+    label_from_folder: bool = False
+    """A document without a label gets the name of its file's folder, the first one below the path that was
+    named."""
+    exclude: list[str] = Field([])
+    """Labels that are left out, and counted. Case, spaces, - and _ do not matter; the whole label must
+    match."""
     licence: str = ""
     """Licence of the texts, for the manifest and the model card."""
     url: str = ""
@@ -49,6 +71,33 @@ class SourceConfig(Schema):
         if not all(path.strip() and "\0" not in path for path in paths):
             raise ValueError("a path is empty; name a file, a folder or a pattern")
         return paths
+
+    @field_validator("label_key", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("suffixes")
+    @classmethod
+    def _with_dots(cls, suffixes: list[str]) -> list[str]:
+        if not all(re.fullmatch(r"\.[^./\s]+", suffix) for suffix in suffixes):
+            raise ValueError("write a suffix with its dot, for example .c")
+        return [suffix.lower() for suffix in suffixes]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SourceConfig":
+        if self.exclude and not (self.label_key or self.label_from_folder):
+            raise ValueError("`exclude` needs `label_key` or `label_from_folder`, to know a document's label")
+        if not all(folded(label) for label in self.exclude):
+            raise ValueError("`exclude`: a label needs a letter or a digit")
+        if self.format != "datasets" and (self.subset or self.revision or self.split != "train"):
+            raise ValueError("`subset`, `split` and `revision` are only for `format: datasets`")
+        return self
+
+
+def folded(label: str) -> str:
+    """A label without what does not matter: Books3, books_3 and BOOKS-3 are one."""
+    return "".join(character for character in label.casefold() if character.isalnum())
 
 
 class DataRecipe(Schema):

@@ -1,9 +1,8 @@
-"""From files to documents: text files, JSON lines and Parquet, streamed in a stable order, nothing lost
-without a count.
+"""From files to documents: streamed in a stable order, nothing lost without a count.
 
 Rules
-* Plain text: UTF-8, one document a file, a byte order mark dropped, every line end (CRLF, CR) made LF. Text
-  in JSON or Parquet is taken as it is.
+* Text, code: UTF-8, one document a file, a byte order mark dropped, every line end (CRLF, CR) made LF. Text
+  in JSON, tables and pages is taken as it is.
 * JSON lines end at LF; a blank line is dropped as `blank line`; text of nothing but white space is dropped as
   `empty`.
 * A document's id is its record's, else the file's path below the folder or pattern that was named, with
@@ -11,43 +10,29 @@ Rules
   `#piece`.
 * Every fault is an `InputError` naming file, line and remedy, or is counted and stepped over. A compressed
   file that ends inside a frame is a fault: its whole lines are kept, the partial one counts as an error. A
-  file that cannot be opened stops the reading in both modes.
+  file that cannot be opened, or that changed since it was found, stops the reading in both modes.
 
-Memory is one document and some kilobytes (Parquet: 16 rows). Rejected: a limit on the length of a line or a
-document."""
+Tables are read in tables.py, datasets in hub.py, pages in pages.py. Memory is one document and some kilobytes
+(tables: a batch of rows). Rejected: a limit on the length of a line or a document."""
 
 import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from stablelm.config import InputError
 from stablelm.config.recipe import OnError, SourceConfig
-from stablelm.data.accounts import FileAccount, SourceAccount
-from stablelm.data.discovery import PACKED, InputFile, find_files, printable
-from stablelm.data.unpacking import BrokenFile, split_lines, unpacked
-from stablelm.storage import sha256_file
+from stablelm.data.accounts import SourceAccount
+from stablelm.data.discovery import PACKED, find_files
+from stablelm.data.documents import AGAIN, Intake, kind_of
+from stablelm.data.documents import Document as Document
+from stablelm.data.inputs import InputFile, Span, Tap, hash_file, opened
+from stablelm.data.unpacking import BrokenFile, Lines, unpacked
 
-UNITS = {"text": "file", "jsonl": "line", "parquet": "row"}
+UNITS = {
+    "text": "file", "code": "file", "html": "file", "jsonl": "line", "warc": "record",
+    "parquet": "row", "arrow": "row", "datasets": "row",
+}  # fmt: skip
 _READ, _READ_PACKED = 1 << 16, 1 << 10  # a kilobyte may unpack to a megabyte
-_ROWS = 16
-_AGAIN = "Copy or download it again."
-_PIECE = re.compile(r"(#[^#/]*)+$")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and where it comes from."""
-
-    text: str
-    id: str
-    origin: str
-    """What is split as one: the file, for pieces of a file."""
-    file: FileAccount
-    number: int
-    """Line or row, from 1; 1 for a text file."""
 
 
 def read_documents(
@@ -70,193 +55,144 @@ def read_texts(source: SourceConfig, root: str | Path = ".", on_error: OnError =
 
 
 def read_files(
-    files: list[InputFile], source: SourceConfig, on_error: OnError, account: SourceAccount
+    files: Iterable[InputFile], source: SourceConfig, on_error: OnError, account: SourceAccount
 ) -> Iterator[Document]:
     """The documents of files that `find_files` found."""
-    for file in files:
+    return read_spans((Span(file, size=file.size) for file in files), source, on_error, account)
+
+
+def read_spans(
+    spans: Iterable[Span], source: SourceConfig, on_error: OnError, account: SourceAccount
+) -> Iterator[Document]:
+    """The documents of parts of files, each with an account of its own."""
+    for span in spans:
+        file = span.file
+        entry = account.open(file.shown, file.size, UNITS[file.format])
         try:
-            entry = account.open(file.shown, file.path.stat().st_size, UNITS[file.format])
-            reader = _Reader(file, source, on_error, account, entry)
-            read = {"text": reader.text, "jsonl": reader.json_lines, "parquet": reader.parquet}[file.format]
-            yield from read()
-            entry.sha256 = sha256_file(file.path)
+            yield from _reader(file.format)(span, Intake(file, source, on_error, account, entry))
+            if span.start == 0 and not entry.sha256:
+                entry.sha256 = hash_file(file)
         except OSError as error:
             raise InputError(
                 f"{file.shown}: cannot be read ({error.strerror or error}). Make it so, or leave it out."
             ) from None
-        entry.position = entry.size
+        entry.position = span.size
         entry.balance()
 
 
-class _Reader:
-    """One file's documents, and its account."""
+def _reader(kind: str) -> Callable[[Span, Intake], Iterator[Document]]:
+    if kind in ("parquet", "arrow"):
+        from stablelm.data.tables import read_table
 
-    def __init__(
-        self,
-        file: InputFile,
-        source: SourceConfig,
-        on_error: OnError,
-        account: SourceAccount,
-        entry: FileAccount,
-    ) -> None:
-        self.file, self.source, self.on_error = file, source, on_error
-        self.account, self.entry = account, entry
+        return read_table
+    if kind == "datasets":
+        from stablelm.data.hub import read_dataset
 
-    def text(self) -> Iterator[Document]:
-        """The whole file as one document."""
-        self.entry.read += 1
+        return read_dataset
+    return {"jsonl": _json_lines, "html": _html, "warc": _warc}.get(kind, _text)
+
+
+def _text(span: Span, intake: Intake) -> Iterator[Document]:
+    """The whole file as one document."""
+    data = _whole(span, intake)
+    if data is None:
+        return
+    try:
+        text = data.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        place = f"offset {error.start:,} in the file"
+        intake.not_utf8(line, data, error.start, place, len(data))
+        return
+    if document := intake.page(text, span.file.id, 1, len(data)):
+        yield document
+
+
+def _html(span: Span, intake: Intake) -> Iterator[Document]:
+    """The main content of the whole file as one document."""
+    from stablelm.data.pages import main_text, require_html
+
+    require_html(span.file.shown)
+    data = _whole(span, intake)
+    if data is not None and (document := main_text(data, "", span.file.id, 1, len(data), intake)):
+        yield document
+
+
+def _whole(span: Span, intake: Intake) -> bytes | None:
+    """A file's bytes, read as one document; None, and counted, when they cannot be had."""
+    intake.entry.read += 1
+    parts: list[bytes] = []
+    try:
+        parts.extend(_chunks(span, intake))
+    except BrokenFile as broken:
+        size = intake.entry.read_bytes
+        intake.fault(None, broken.reason, broken.what, AGAIN, size=size)
+        return None
+    intake.entry.empty = not any(parts)
+    return b"".join(parts)
+
+
+def _warc(span: Span, intake: Intake) -> Iterator[Document]:
+    """The pages of a web archive."""
+    from stablelm.data.pages import read_records
+
+    yield from read_records(_chunks(span, intake), intake)
+
+
+def _json_lines(span: Span, intake: Intake) -> Iterator[Document]:
+    """A document a line."""
+    entry, number, offset = intake.entry, span.first, span.start
+    lines = Lines(_chunks(span, intake))
+    try:
+        for number, line in enumerate(lines, span.first + 1):
+            entry.read += 1
+            if document := _record(line, number, offset, intake):
+                yield document
+            offset += len(line)
+    except BrokenFile as broken:
+        entry.read += 1
+        intake.fault(number + 1, broken.reason, broken.what, AGAIN, size=len(lines.partial()))
+    entry.empty = span.whole and entry.read == 0
+
+
+def _record(line: bytes, number: int, offset: int, intake: Intake) -> Document | None:
+    size = len(line)
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        at = error.start
+        place = f"byte {at + 1:,} of the line, offset {offset + at:,} in the unpacked file"
+        return intake.not_utf8(number, line, at, place, size)
+    text = text.removesuffix("\n").removeprefix("\ufeff" if number == 1 else "")
+    if not text or text.isspace():
+        return intake.drop(number, "blank line", size)
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        detail = (
+            f"{error.msg}, column {error.colno:,}" if isinstance(error, json.JSONDecodeError) else str(error)
+        )
+        what = f"not valid JSON ({detail})"
+        return intake.fault(number, "broken JSON", what, "Repair or remove the line.", size=size)
+    if not isinstance(record, dict):
+        what = f"{kind_of(record)}, not a JSON object with the key {intake.source.text_key!r}"
+        return intake.fault(number, "wrong type", what, "Repair or remove the line.", size=size)
+    return intake.record(record, number, size)
+
+
+def _chunks(span: Span, intake: Intake) -> Iterator[bytes]:
+    """The bytes of a span, unpacked; counted as read, and the file hashed when it is read whole."""
+    file, entry = span.file, intake.entry
+    packed = file.suffix in PACKED
+    with opened(file) as handle:
+        handle.seek(span.start)
+        tap = Tap(handle, file.shown)
+        raw = tap.chunks(_READ_PACKED if packed else _READ, span.end - span.start if span.end >= 0 else -1)
         try:
-            data = b"".join(self._chunks())
-        except BrokenFile as broken:
-            return self._fault(None, broken.reason, broken.what, _AGAIN)
-        self.entry.empty = not data
-        try:
-            text = data.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            return self._not_utf8(line, data, error.start, f"offset {error.start:,} in the file")
-        yield from self._document(text, self.file.id, self.file.id, 1)
-
-    def json_lines(self) -> Iterator[Document]:
-        """A document a line."""
-        offset = number = 0
-        try:
-            for number, line in enumerate(split_lines(self._chunks()), 1):
-                self.entry.read += 1
-                yield from self._record(line, number, offset)
-                offset += len(line) + 1
-        except BrokenFile as broken:
-            self.entry.read += 1
-            self._fault(number + 1, broken.reason, broken.what, _AGAIN)
-        self.entry.empty = self.entry.read == 0
-
-    def parquet(self) -> Iterator[Document]:
-        """A document a row, by row group, reading only the columns of text and id."""
-        if not self.entry.size:
-            self.entry.empty = True
-            return
-        try:
-            import pyarrow
-            from pyarrow.parquet import ParquetFile
-        except ImportError:
-            raise InputError(
-                f'{self.file.shown}: reading Parquet needs `pip install "stablelm[data]"`.'
-            ) from None
-        number = 0
-        open(self.file.path, "rb").close()  # a file that may not be read is not a broken one
-        try:
-            table = ParquetFile(self.file.path, page_checksum_verification=True)
-            names = table.schema_arrow.names
-        except (pyarrow.ArrowException, OSError) as error:
-            self.entry.read += 1
-            return self._fault(None, "unreadable", f"not a Parquet file ({_first_line(error)})", _AGAIN)
-        self.entry.empty = table.metadata.num_rows == 0
-        if self.source.text_key not in names:
-            self.entry.read += table.metadata.num_rows
-            return self._missing(1, names, table.metadata.num_rows) if table.metadata.num_rows else None
-        columns = [
-            name for name in dict.fromkeys((self.source.text_key, self.source.id_key)) if name in names
-        ]
-        for group in range(table.metadata.num_row_groups):
-            left = table.metadata.row_group(group).num_rows
-            try:
-                for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns):
-                    for row in range(batch.num_rows):
-                        number, left = number + 1, left - 1
-                        self.entry.read += 1
-                        yield from self._row([batch.column(name)[row] for name in columns], number)
-            except (pyarrow.ArrowException, OSError) as error:
-                self.entry.read += left
-                what = f"the row cannot be read ({_first_line(error)})"
-                self._fault(number + 1, "unreadable", what, _AGAIN, left)
-                number += left
-
-    def _record(self, line: bytes, number: int, offset: int) -> Iterator[Document]:
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            place = (
-                f"byte {error.start + 1:,} of the line, offset {offset + error.start:,} in the unpacked file"
-            )
-            return self._not_utf8(number, line, error.start, place)
-        text = text.removeprefix("\ufeff") if number == 1 else text
-        if not text or text.isspace():
-            return self.account.drop(self.entry, number, "blank line")
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            at = f"{error.msg}, column {error.colno:,}" if isinstance(error, json.JSONDecodeError) else error
-            return self._fault(number, "broken JSON", f"not valid JSON ({at})", "Repair or remove the line.")
-        if not isinstance(record, dict):
-            what = f"{_kind(record)}, not a JSON object with the key {self.source.text_key!r}"
-            return self._fault(number, "wrong type", what, "Repair or remove the line.")
-        if self.source.text_key not in record:
-            return self._missing(number, list(record))
-        yield from self._identified(record[self.source.text_key], record.get(self.source.id_key), number)
-
-    def _row(self, cells: list[Any], number: int) -> Iterator[Document]:
-        try:
-            text, *ids = (
-                value.decode() if isinstance(value, bytes) else value for value in (c.as_py() for c in cells)
-            )
-        except UnicodeDecodeError as error:
-            place = f"byte {error.start + 1:,} of the text or id"
-            return self._not_utf8(number, error.object, error.start, place)
-        yield from self._identified(text, ids[0] if ids else None, number)
-
-    def _identified(self, text: Any, identity: Any, number: int) -> Iterator[Document]:
-        if isinstance(identity, str | int) and not isinstance(identity, bool) and str(identity):
-            name = printable(str(identity))
-            return self._document(text, name, _PIECE.sub("", name) or name, number)
-        return self._document(text, f"{self.file.id}:{number}", f"{self.file.id}:{number}", number)
-
-    def _document(self, text: Any, name: str, origin: str, number: int) -> Iterator[Document]:
-        if not isinstance(text, str):
-            what = f"{self.source.text_key!r} is {_kind(text)}, not a string"
-            return self._fault(number, "wrong type", what, "Repair or remove it.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            what = f"character {error.start + 1:,} of {self.source.text_key!r} is half a surrogate pair"
-            return self._fault(number, "lone surrogate", what, "Replace or remove it.")
-        if not text or text.isspace():
-            return self.account.drop(self.entry, number, "empty")
-        self.entry.kept += 1
-        yield Document(text, name, origin, self.entry, number)
-
-    def _missing(self, number: int, names: list[str], count: int = 1) -> None:
-        has = ", ".join(repr(name) for name in names[:10]) or "none"
-        what = f"the key {self.source.text_key!r} is missing (there: {has})"
-        self._fault(number, "missing key", what, "Add it, or name the key of the text in `text_key`.", count)
-
-    def _not_utf8(self, number: int, data: bytes, at: int, place: str) -> None:
-        what = f"not UTF-8: {place}, is {data[at]:#04x}"
-        self._fault(number, "invalid UTF-8", what, "Convert the file to UTF-8, for example with iconv.")
-
-    def _fault(self, number: int | None, reason: str, what: str, remedy: str, count: int = 1) -> None:
-        self.account.fault(self.on_error, self.entry, number, reason, what, remedy, count)
-
-    def _chunks(self) -> Iterator[bytes]:
-        """The file's bytes, unpacked."""
-        packing = self.file.path.suffix.lower()
-        with open(self.file.path, "rb") as file:
-            if packing in PACKED:
-                yield from unpacked(self._counted(file, _READ_PACKED), packing, self.file.shown)
-            else:
-                yield from self._counted(file, _READ)
-
-    def _counted(self, file: IO[bytes], size: int) -> Iterator[bytes]:
-        while chunk := file.read(size):
-            self.entry.position += len(chunk)
-            yield chunk
-
-
-def _kind(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    kinds = {int: "a number", float: "a number", list: "a list", dict: "an object", str: "a string"}
-    return kinds.get(type(value), f"a {type(value).__name__}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0].rstrip(".")
+            for chunk in unpacked(raw, file.suffix, file.shown) if packed else raw:
+                entry.position, entry.read_bytes = tap.position, entry.read_bytes + len(chunk)
+                yield chunk
+        except BrokenFile:
+            entry.sha256 = tap.sha256()
+            raise
+        entry.sha256 = tap.sha256() if span.whole else file.sha256

@@ -51,15 +51,27 @@ def _decoder(packing: str, shown: str) -> tuple[Any, Any, str]:
     return zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError, "zstd frame"
 
 
-def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines without their LF; the last one need not have it."""
-    pending: list[bytes] = []
-    for chunk in chunks:
-        *whole, rest = chunk.split(b"\n")
-        for line in whole:
-            yield b"".join([*pending, line]) if pending else line
-            pending.clear()
-        if rest:
-            pending.append(rest)
-    if pending:
-        yield b"".join(pending)
+class Lines:
+    """The lines of a stream, each with its LF; the last one need not have it."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks, self.pending = chunks, list[bytes]()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.chunks:
+            *whole, rest = chunk.split(b"\n")
+            for line in whole:
+                self.pending += line, b"\n"
+                line = b"".join(self.pending)
+                self.pending.clear()
+                yield line
+            if rest:
+                self.pending.append(rest)
+        if self.pending:
+            line = self.partial()
+            self.pending.clear()
+            yield line
+
+    def partial(self) -> bytes:
+        """What came after the last LF, for a stream that broke off."""
+        return b"".join(self.pending)

@@ -34,6 +34,13 @@ def test_defaults():
         ({"sources": [{**WEB, "paths": ["a", " "]}]}, "a path is empty"),
         ({"sources": [{**WEB, "paths": ["a\0b"]}]}, "a path is empty"),
         ({"sources": [{**WEB, "format": "csv"}]}, r"sources\.0\.format"),
+        ({"sources": [{**WEB, "exclude": ["Books3"]}]}, "`exclude` needs `label_key` or `label_from_folder`"),
+        ({"sources": [{**WEB, "exclude": ["_ -"], "label_key": "a"}]}, "a label needs a letter or a digit"),
+        ({"sources": [{**WEB, "suffixes": ["py"]}]}, "write a suffix with its dot"),
+        ({"sources": [{**WEB, "suffixes": [".tar.gz"]}]}, "write a suffix with its dot"),
+        ({"sources": [{**WEB, "split": "test"}]}, "are only for `format: datasets`"),
+        ({"sources": [{**WEB, "revision": "v1"}]}, "are only for `format: datasets`"),
+        ({"sources": [{**WEB, "label_keys": "a"}]}, "did you mean 'label_key'"),
         ({"sources": [WEB, dict(WEB)]}, "'web' and 'web' have one name"),
         (
             {"sources": [WEB, {**WEB, "name": "code"}, {**WEB, "name": "WEB"}]},
@@ -86,3 +93,9 @@ def test_the_example_is_generated_and_complete(root):
     assert [source.name for source in made.sources] == ["web", "code"]
     for name in DataRecipe.model_fields:
         assert DataRecipe.model_fields[name].description, name
+
+
+def test_one_label_key_needs_no_brackets():
+    keys = {"label_key": "meta.pile_set_name", "exclude": ["Books3"], "suffixes": [".C"]}
+    source = recipe(sources=[{**WEB, **keys}]).sources[0]
+    assert (source.label_key, source.suffixes) == (["meta.pile_set_name"], [".c"])

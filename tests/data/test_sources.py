@@ -343,7 +343,7 @@ def test_a_file_that_may_not_be_read_stops_in_both_modes(read, tmp_path, monkeyp
         raise PermissionError(13, "Permission denied", str(path))
 
     (tmp_path / f"x.{suffix}").write_text("x")
-    monkeypatch.setattr("stablelm.data.sources.open", refuse, raising=False)
+    monkeypatch.setattr("stablelm.data.inputs.open", refuse, raising=False)
     with pytest.raises(InputError, match=rf"x\.{suffix}: cannot be read \(Permission denied\)"):
         read(tmp_path, on_error=on_error)
 
@@ -362,6 +362,7 @@ def test_the_hash_of_every_input_is_in_the_account(read, tmp_path):
     _, account = read(tmp_path)
     assert account["inputs"] == [{
         "path": f"{tmp_path}/x.txt", "bytes": 3, "empty": False,
-        "read": 1, "kept": 1, "dropped": {}, "errors": {},
+        "unit": "file", "read": 1, "kept": 1, "dropped": {}, "errors": {},
+        "read_bytes": 3, "kept_bytes": 3, "dropped_bytes": {}, "error_bytes": {}, "unlabelled": 0,
         "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
     }]  # fmt: skip
