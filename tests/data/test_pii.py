@@ -342,14 +342,12 @@ UNITS += [
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_time_is_in_proportion_to_the_text(unit):
-    seconds = []
-    for size in (50_000, 400_000):
-        texts = Texts.of([unit * (size // len(unit.encode()))])
-        start = time.process_time()
-        scan(texts, SETTINGS)
-        seconds.append(time.process_time() - start)
-    assert seconds[1] < 24 * seconds[0] + 0.2, "8 times the text; quadratic would be 64"
+def test_no_text_takes_quadratic_time(unit):
+    """A megabyte of it: seconds at most in linear time, an hour in quadratic. The bound is for the latter."""
+    texts = Texts.of([unit * (1_000_000 // len(unit.encode()))])
+    start = time.process_time()
+    scan(texts, SETTINGS)
+    assert time.process_time() - start < 60
 
 
 def test_entropy():
