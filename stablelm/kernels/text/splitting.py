@@ -132,7 +132,7 @@ def _join_runs(lexicon: Any, runs: Any, bounds: Any, gaps: Any, count: int) -> i
 
 def characters(text: str) -> NDArray[np.int32]:
     """Code points, [characters]."""
-    return np.frombuffer(text.encode("utf-32-le"), np.int32)
+    return np.frombuffer(text.encode("utf-32-le"), np.int32).copy()
 
 
 def key_of(text: str) -> int:
@@ -161,8 +161,9 @@ def lexicon(stop_words: tuple[str, ...], terminals: tuple[str, ...]) -> Lexicon:
             kinds[ord(end)] |= np.uint32(TERMINAL)
     none = hash_table({})
     units, _ = hash_table({key_of(unit): 1 for unit in _UNITS.split()})
-    stops = hash_table({key_of(word): number for number, word in enumerate(dict.fromkeys(stop_words))})
-    bare = Lexicon(kinds, *none, np.zeros((1, 3), np.int32), 0, units, *none, np.zeros(128, np.bool_), *stops)
+    stops = hash_table({key_of(word): number for number, word in enumerate(stop_words)})
+    last = (*stops, max(map(len, stop_words), default=0))
+    bare = Lexicon(kinds, *none, np.zeros((1, 3), np.int32), 0, units, *none, np.zeros(128, np.bool_), *last)
     words = special_words()
     cuts = np.zeros((len(words), 3), np.int32)
     runs: dict[int, int] = {}
@@ -178,7 +179,7 @@ def lexicon(stop_words: tuple[str, ...], terminals: tuple[str, ...]) -> Lexicon:
                 runs[key] = number if size == len(pieces) else runs.get(key, -1)
     specials = hash_table({key_of(word): number for number, word in enumerate(words)})
     longest = max(map(len, words))
-    return Lexicon(kinds, *specials, cuts, longest, units, *hash_table(runs), starts, *stops)
+    return Lexicon(kinds, *specials, cuts, longest, units, *hash_table(runs), starts, *last)
 
 
 def _pieces(word: str, bare: Lexicon) -> list[str]:
@@ -189,6 +190,6 @@ def _pieces(word: str, bare: Lexicon) -> list[str]:
     touched = prefix_length(codes, kinds, 0, size) or suffix_length(codes, kinds, 0, size, bare.unit_keys)
     if not touched and not any(infix_length(codes, kinds, 0, place, size) for place in range(size)):
         return []
-    bounds, gaps = np.empty((size + 1, 2), np.int64), np.empty(size + 1, np.bool_)
+    bounds, gaps = np.empty((size + 1, 2), np.int32), np.empty(size + 1, np.bool_)
     count = split(codes, kinds, 0, size, bare, bounds, gaps)
     return [word[begin:end] for begin, end in bounds[:count]]

@@ -53,6 +53,8 @@ class Lexicon(NamedTuple):
     stop_keys: NDArray[np.uint64]
     stop_values: NDArray[np.int64]
     """Number of the stop word."""
+    longest_stop: int
+    """Characters of the longest stop word."""
 
 
 @njit(cache=True, nogil=True)
