@@ -13,6 +13,7 @@ from stablelm.kernels.text.lines import (
     CURLY_BRACKET,
     KEPT,
     LOREM_IPSUM,
+    ends_with_dots,
     judge,
     line_counts,
     next_break,
@@ -66,9 +67,7 @@ def measure_documents(data: Any, ends: Any, lexicon: Any, rules: Any, short: int
         longest = max(longest, ends[number] - (ends[number - 1] if number else 0))
     codes, kinds = np.empty(longest + 1, np.int32), np.empty(longest + 1, np.uint32)
     kept, kept_kinds = np.empty(longest + 1, np.int32), np.empty(longest + 1, np.uint32)
-    line, line_kinds = np.empty(longest + 1, np.int32), np.empty(longest + 1, np.uint32)
     bounds, gaps = np.empty((longest + 1, 2), np.int32), np.empty(longest + 1, np.bool_)
-    line_bounds, line_gaps = np.empty((longest + 1, 2), np.int32), np.empty(longest + 1, np.bool_)
     keys, firsts, times = np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.int32)
     sums, inverses, lengths = np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64)
     stops = np.empty(len(lexicon.stop_values), np.bool_)
@@ -81,81 +80,112 @@ def measure_documents(data: Any, ends: Any, lexicon: Any, rules: Any, short: int
             room = max(2 * len(sums), count + 1)
             sums, inverses = np.empty(room, np.uint64), np.empty(room, np.uint64)
             lengths = np.empty(room, np.int64)
-        needed = table_size(max(count, size // 2 + 3))
+        needed = table_size(max(count, size // 2 + 3))  # as many pieces as characters and line feeds can make
         if len(keys) < needed:
             keys, firsts, times = (
                 np.empty(needed, np.uint64),
                 np.empty(needed, np.int32),
                 np.empty(needed, np.int32),
             )
-        _measure_words(
-            lexicon, codes, kinds, bounds, count, stops, row[GOPHER:LINES], row[PARAGRAPHS - 1 : PARAGRAPHS]
+        stops[:] = False
+        row[10] = _measure_words(
+            lexicon.stop_keys, lexicon.longest_stop, codes, kinds, bounds, count, stops, row[GOPHER:LINES]
         )
+        feeds = _measure_marks(codes, size, row[GOPHER:LINES])
         _measure_runs(codes, bounds, count, sums, inverses, lengths, keys, firsts, times, row[TOP:C4])
-        feeds = _measure_marks(codes, kinds, size, row[GOPHER:LINES])
         first, last = stripped(kinds, 0, size)
         few = keys[: table_size(feeds + 2)]
         few[:] = 0
         row[PARAGRAPHS], row[PARAGRAPHS + 1], row[PARAGRAPHS + 2] = paragraphs(codes, first, last, few)
-        line_counts(codes, kinds, 0, size, short, few, row[FINEWEB : FINEWEB + 5], row[PIECES:TOP])
-        made = 0
-        words, line_words, place, word = 0, 0, 0, 0
-        c4 = row[C4:FINEWEB]
-        c4[:] = 0
-        c4[6] = c4[7] = -1
-        row[LINES], row[LINES + 1], row[LINES + 2] = 0, 0, 0
-        while place < size:
-            stop, after = next_break(codes, kinds, place, size, BREAK)
-            begin, end = stripped(kinds, place, stop)
-            if begin < end:
-                row[LINES + 1] += codes[begin] == 0x2022 or codes[begin] == 45  # • -
-                row[LINES + 2] += codes[end - 1] == 0x2026 or (
-                    end - begin >= 3
-                    and codes[end - 1] == 46
-                    and codes[end - 2] == 46
-                    and codes[end - 3] == 46
-                )
-            first_word = word
-            while word < count and bounds[word, 0] < end:
-                word += 1
-            verdict, length = judge(codes, kinds, begin, end, rules, line, line_kinds)
-            if verdict & LOREM_IPSUM and c4[6] < 0:
-                c4[6] = row[LINES]
-            if verdict & CURLY_BRACKET and c4[7] < 0:
-                c4[7] = row[LINES]
-            c4[verdict & 7] += 1
-            if verdict & 7 == KEPT:
-                if made:
-                    kept[made], kept_kinds[made] = 10, lexicon.kinds[10]
-                    made += 1
-                if length == end - begin:
-                    kept[made : made + length] = codes[begin:end]
-                    kept_kinds[made : made + length] = kinds[begin:end]
-                    line_words = word - first_word
-                    c4[8] += sentences(codes, kinds, bounds, gaps, first_word, word, end)
-                else:
-                    kept[made : made + length] = line[:length]
-                    kept_kinds[made : made + length] = line_kinds[:length]
-                    line_words = split(line, line_kinds, 0, length, lexicon, line_bounds, line_gaps)
-                    c4[8] += sentences(line, line_kinds, line_bounds, line_gaps, 0, line_words, length)
-                made, words = made + length, words + line_words
-            row[LINES] += 1
-            place = after
+        line_counts(codes, kinds, 0, size, short, few, row[FINEWEB:AFTER], row[PIECES:TOP])
+        made, words = _measure_lines(
+            lexicon,
+            rules,
+            codes,
+            kinds,
+            size,
+            bounds,
+            gaps,
+            count,
+            kept,
+            kept_kinds,
+            row[LINES:PARAGRAPHS],
+            row[C4:FINEWEB],
+        )
         first, last = stripped(kept_kinds, 0, made)
         row[AFTER], row[AFTER + 1] = last - first, words
-        few = keys[: table_size(c4[0] + 2)]
+        few = keys[: table_size(row[C4] + 2)]
         line_counts(
             kept, kept_kinds, first, last, short, few, row[AFTER + 2 : AFTER + 7], np.empty(3, np.int64)
         )
 
 
 @njit(cache=True, nogil=True)
+def _measure_lines(
+    lexicon: Any, rules: Any, codes: Any, kinds: Any, size: int, bounds: Any, gaps: Any, count: int, kept: Any,
+    kept_kinds: Any, gopher: Any, c4: Any,
+) -> tuple[int, int]:  # fmt: skip
+    """gopher[:3]: lines, those that begin with a bullet, that end with an ellipsis; c4 [9] as in COLUMNS.
+
+    Writes what C4 leaves to `kept`; returns its characters and words."""
+    line, line_kinds = np.empty(0, np.int32), np.empty(0, np.uint32)
+    line_bounds, line_gaps = np.empty((0, 2), np.int32), np.empty(0, np.bool_)
+    made, words, word, place, lines, bullets, ellipses, found = 0, 0, 0, 0, 0, 0, 0, 0
+    c4[:] = 0
+    c4[6], c4[7] = -1, -1
+    while place < size:
+        stop, after = next_break(codes, kinds, place, size, BREAK)
+        begin, end = stripped(kinds, place, stop)
+        if begin < end:
+            bullets += codes[begin] == 0x2022 or codes[begin] == 45  # • -
+            ellipses += codes[end - 1] == 0x2026 or ends_with_dots(codes, begin, end)
+        first_word = word
+        while word < count and bounds[word, 0] < end:
+            word += 1
+        if end - begin > len(line):
+            line, line_kinds = np.empty(2 * (end - begin), np.int32), np.empty(2 * (end - begin), np.uint32)
+        verdict, length = judge(codes, kinds, begin, end, rules, line, line_kinds)
+        if verdict & LOREM_IPSUM and c4[6] < 0:
+            c4[6] = lines
+        if verdict & CURLY_BRACKET and c4[7] < 0:
+            c4[7] = lines
+        c4[verdict & 7] += 1
+        if verdict & 7 == KEPT:
+            if made:
+                kept[made], kept_kinds[made] = 10, SPACE | BREAK
+                made += 1
+            if length == end - begin:
+                for offset in range(length):
+                    kept[made + offset], kept_kinds[made + offset] = (
+                        codes[begin + offset],
+                        kinds[begin + offset],
+                    )
+                found += sentences(codes, kinds, bounds, gaps, first_word, word, end)
+                words += word - first_word
+            else:
+                for offset in range(length):
+                    kept[made + offset], kept_kinds[made + offset] = line[offset], line_kinds[offset]
+                if len(line_gaps) < len(line):
+                    line_bounds, line_gaps = np.empty((len(line), 2), np.int32), np.empty(len(line), np.bool_)
+                line_words = split(line, line_kinds, 0, length, lexicon, line_bounds, line_gaps)
+                found += sentences(line, line_kinds, line_bounds, line_gaps, 0, line_words, length)
+                words += line_words
+            made += length
+        lines += 1
+        place = after
+    c4[8] = found
+    gopher[0], gopher[1], gopher[2] = lines, bullets, ellipses
+    return made, words
+
+
+@njit(cache=True, nogil=True)
 def _measure_words(
-    lexicon: Any, codes: Any, kinds: Any, bounds: Any, count: int, stops: Any, out: Any, stop_words: Any
-) -> None:
-    """out[:3]: words that are more than symbols, their characters, words with a letter; different stop words."""
+    stop_keys: Any, longest_stop: int, codes: Any, kinds: Any, bounds: Any, count: int, stops: Any, out: Any
+) -> int:
+    """out[:3]: words that are more than symbols, their characters, words with a letter.
+
+    Returns how many of the stop words are there; `stops` has a place for each of their keys, all False."""
     solid, characters, alphabetic, different = 0, 0, 0, 0
-    stops[:] = False
     for word in range(count):
         begin, end = bounds[word, 0], bounds[word, 1]
         place = begin
@@ -163,22 +193,21 @@ def _measure_words(
             place += 1
         if place < end:
             solid, characters = solid + 1, characters + end - begin
-        while (
-            place < end and not kinds[place] & LETTER
-        ):  # a symbol is no letter, so those before need no look
+        while place < end and not kinds[place] & LETTER:  # no symbol is a letter: those before need no look
             place += 1
         alphabetic += place < end
-        if end - begin <= lexicon.longest_stop:
+        if end - begin <= longest_stop:
             key = hash_of(codes, begin, end)
-            slot = slot_of(lexicon.stop_keys, key)
-            if lexicon.stop_keys[slot] == key and not stops[slot]:
+            slot = slot_of(stop_keys, key)
+            if stop_keys[slot] == key and not stops[slot]:
                 stops[slot] = True
                 different += 1
-    out[0], out[1], out[2], stop_words[0] = solid, characters, alphabetic, different
+    out[0], out[1], out[2] = solid, characters, alphabetic
+    return different
 
 
 @njit(cache=True, nogil=True)
-def _measure_marks(codes: Any, kinds: Any, size: int, out: Any) -> int:
+def _measure_marks(codes: Any, size: int, out: Any) -> int:
     """out[3:]: # and ellipses (… and three dots, which do not overlap); returns the line feeds."""
     hashes, ellipses, feeds, dots = 0, 0, 0, 0
     for place in range(size):

@@ -37,7 +37,17 @@ def _rows(texts: tuple[str, ...]) -> Any:
     return rows
 
 
-PHRASES, CITATIONS = _rows(_PHRASES), _rows(_CITATIONS)
+def _followers() -> Any:
+    """The second letter of the phrases by their first, in either case, [128]; 0: none begins so."""
+    table = np.zeros(128, np.int32)
+    for phrase in _PHRASES:
+        for first in (phrase[0], phrase[0].upper()):
+            assert table[ord(first)] in (0, ord(phrase[1])), "phrases of one first letter share the second"
+            table[ord(first)] = ord(phrase[1])
+    return table
+
+
+PHRASES, CITATIONS, FOLLOWERS = _rows(_PHRASES), _rows(_CITATIONS), _followers()
 
 
 class LineRules(NamedTuple):
@@ -97,11 +107,11 @@ def _lower(code: int) -> int:
 def phrases_in(codes: Any, begin: int, end: int) -> int:
     """Bit i: phrase i is there, in any case."""
     found = 0
-    for place in range(begin, end):
-        first = _lower(codes[place])
-        if first in (108, 106, 116, 112, 99, 117):  # what a phrase begins with: l j t p c u
+    for place in range(begin, end - 1):
+        follower = FOLLOWERS[codes[place] & 127]
+        if follower and (codes[place + 1] | 32) == follower:  # two letters rule nearly every place out
             for number in range(len(PHRASES)):
-                if PHRASES[number, 0] == first and _matches(codes, place, end, PHRASES[number]):
+                if _matches(codes, place, end, PHRASES[number]):
                     found |= 1 << number
     return found
 
@@ -160,11 +170,17 @@ def judge(
 
 
 @njit(cache=True, nogil=True)
+def ends_with_dots(codes: Any, begin: int, end: int) -> bool:
+    """Whether the last three characters are dots."""
+    return end - begin > 2 and codes[end - 1] == DOT and codes[end - 2] == DOT and codes[end - 3] == DOT
+
+
+@njit(cache=True, nogil=True)
 def _judge_rest(codes: Any, begin: int, end: int, words: int, rules: Any) -> int:
     if rules.end_mark:
         if begin == end or codes[end - 1] not in (46, 63, 33, 34, 39):  # . ? ! " '
             return NO_END
-        if end - begin >= 3 and codes[end - 1] == DOT and codes[end - 2] == DOT and codes[end - 3] == DOT:
+        if ends_with_dots(codes, begin, end):
             return NO_END
     if words < rules.min_words:
         return FEW_WORDS

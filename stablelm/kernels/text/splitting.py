@@ -2,6 +2,7 @@
 
 Costs 20 ms to make the tables. Rejected: tables in a file (a second truth beside the rules)."""
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stablelm.kernels.text.classes import BEYOND, SPACE, TERMINAL, character_classes
+from stablelm.kernels.text.classes import BEYOND, PLAIN, SPACE, TERMINAL, character_classes
 from stablelm.kernels.text.special_words import special_words
 from stablelm.kernels.text.words import (
     SHIFT,
     SPREAD,
     Lexicon,
     cut_chunk,
+    has_shape,
     hash_of,
     infix_length,
     prefix_length,
@@ -35,6 +37,8 @@ def split(codes: Any, kinds: Any, begin: int, end: int, lexicon: Any, bounds: An
 
     Word i is codes[bounds[i, 0] : bounds[i, 1]]; gaps[i] says that more than one space is before it. `bounds`
     [end − begin or more, 2] and `gaps` must have a place for every character."""
+    shapes, keys, values = lexicon.shapes, lexicon.special_keys, lexicon.special_values
+    cuts, units = lexicon.cuts, lexicon.unit_keys
     count, place, gap = 0, begin, False
     while place < end:
         start = place
@@ -43,12 +47,20 @@ def split(codes: Any, kinds: Any, begin: int, end: int, lexicon: Any, bounds: An
                 place += 1
             gap = place - start > 1 or codes[start] != 32
         else:
+            plain = np.uint32(PLAIN)
             while place < end and not kinds[place] & SPACE:
+                plain &= kinds[place]
                 place += 1
-            before = count
-            count = cut_chunk(lexicon, codes, kinds, start, place, bounds, count)
-            gaps[before:count] = False
-            gaps[before] = gap
+            if plain and not has_shape(shapes, codes, start, place):
+                bounds[count, 0], bounds[count, 1], gaps[count] = start, place, gap
+                count += 1
+            else:
+                before = count
+                count = cut_chunk(
+                    shapes, keys, values, cuts, units, codes, kinds, start, place, bounds, count
+                )
+                gaps[before:count] = False
+                gaps[before] = gap
     found = _find_runs(lexicon, codes, bounds, gaps, count, np.empty((0, 3), np.int64))
     if found:
         runs = np.empty((found, 3), np.int64)
@@ -62,10 +74,10 @@ def _find_runs(lexicon: Any, codes: Any, bounds: Any, gaps: Any, count: int, run
     """How many runs of words spell a special word, if single spaces are not looked at; (word, words, special)."""
     found = 0
     for first in range(count):
-        if not lexicon.run_starts[codes[bounds[first, 0]] & 127]:
+        if not has_shape(lexicon.run_shapes, codes, bounds[first, 0], bounds[first, 1]):
             continue
         key, word = np.uint64(0), first
-        while bounds[word, 1] - bounds[word, 0] <= lexicon.longest:
+        while bounds[word, 1] - bounds[word, 0] < 16:
             key = _extended(key, hash_of(codes, bounds[word, 0], bounds[word, 1]))
             slot = slot_of(lexicon.run_keys, key)
             if lexicon.run_keys[slot] != key:
@@ -73,11 +85,8 @@ def _find_runs(lexicon: Any, codes: Any, bounds: Any, gaps: Any, count: int, run
             word += 1
             if lexicon.run_values[slot] >= 0:
                 if found < len(runs):
-                    runs[found, 0], runs[found, 1], runs[found, 2] = (
-                        first,
-                        word - first,
-                        lexicon.run_values[slot],
-                    )
+                    runs[found, 0], runs[found, 1] = first, word - first
+                    runs[found, 2] = lexicon.run_values[slot]
                 found += 1
             if word == count or gaps[word]:
                 break
@@ -163,23 +172,31 @@ def lexicon(stop_words: tuple[str, ...], terminals: tuple[str, ...]) -> Lexicon:
     units, _ = hash_table({key_of(unit): 1 for unit in _UNITS.split()})
     stops = hash_table({key_of(word): number for number, word in enumerate(stop_words)})
     last = (*stops, max(map(len, stop_words), default=0))
-    bare = Lexicon(kinds, *none, np.zeros((1, 3), np.int32), 0, units, *none, np.zeros(128, np.bool_), *last)
+    bare = Lexicon(kinds, *none, np.zeros((1, 3), np.int32), _shapes([]), units, *none, _shapes([]), *last)
     words = special_words()
     cuts = np.zeros((len(words), 3), np.int32)
     runs: dict[int, int] = {}
-    starts = np.zeros(128, np.bool_)
+    starts = []
     for number, (word, parts) in enumerate(words.items()):
         cuts[number, : len(parts)] = [len(part) for part in parts]
         pieces = _pieces(word, bare)
         if pieces:
-            starts[ord(pieces[0][0]) & 127] = True
+            starts.append(pieces[0])
             key = 0
             for size, piece in enumerate(pieces, 1):
                 key = int(_extended(np.uint64(key), np.uint64(key_of(piece))))
                 runs[key] = number if size == len(pieces) else runs.get(key, -1)
     specials = hash_table({key_of(word): number for number, word in enumerate(words)})
-    longest = max(map(len, words))
-    return Lexicon(kinds, *specials, cuts, longest, units, *hash_table(runs), starts, *last)
+    return Lexicon(kinds, *specials, cuts, _shapes(words), units, *hash_table(runs), _shapes(starts), *last)
+
+
+def _shapes(words: Iterable[str]) -> NDArray[np.uint16]:
+    """See `Lexicon.shapes`."""
+    shapes = np.zeros((128, 128), np.uint16)
+    for word in words:
+        assert len(word) < 16, "a shape has 16 bits"
+        shapes[ord(word[0]) & 127, ord(word[-1]) & 127] |= np.uint16(1 << len(word))
+    return shapes
 
 
 def _pieces(word: str, bare: Lexicon) -> list[str]:

@@ -41,15 +41,15 @@ class Lexicon(NamedTuple):
     """Number of the special word whose hash is the key."""
     cuts: NDArray[np.int32]
     """Lengths of the up to three words a special word is cut into, [specials, 3]."""
-    longest: int
-    """Characters of the longest special word."""
+    shapes: NDArray[np.uint16]
+    """Bit n of [first, last]: a special word of n characters begins and ends so (last 7 bits of each), [128, 128]."""
     unit_keys: NDArray[np.uint64]
     """Units that are split off a number."""
     run_keys: NDArray[np.uint64]
     run_values: NDArray[np.int64]
     """Number of the special word that was cut into this run of words; −1 where only a beginning of one."""
-    run_starts: NDArray[np.bool_]
-    """Whether a run may begin with a word of this first character (by its last 7 bits), [128]."""
+    run_shapes: NDArray[np.uint16]
+    """As `shapes`, of the first word of a run."""
     stop_keys: NDArray[np.uint64]
     stop_values: NDArray[np.int64]
     """Number of the stop word."""
@@ -104,13 +104,29 @@ def slot_of(keys: Any, key: Any) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _special(lexicon: Any, codes: Any, begin: int, end: int) -> int:
+def has_shape(shapes: Any, codes: Any, begin: int, end: int) -> bool:
+    """Whether a word of this length, first and last character is in the list that `shapes` belongs to."""
+    size = end - begin
+    return size < 16 and (shapes[codes[begin] & 127, codes[end - 1] & 127] >> size) & 1 != 0
+
+
+@njit(cache=True, nogil=True)
+def _special(shapes: Any, keys: Any, values: Any, codes: Any, begin: int, end: int) -> int:
     """Number of the special word codes[begin:end], or −1."""
-    if end - begin > lexicon.longest:
+    if not has_shape(shapes, codes, begin, end):
         return -1
     key = hash_of(codes, begin, end)
-    slot = slot_of(lexicon.special_keys, key)
-    return lexicon.special_values[slot] if lexicon.special_keys[slot] == key else -1
+    slot = slot_of(keys, key)
+    return values[slot] if keys[slot] == key else -1
+
+
+@njit(cache=True, nogil=True)
+def is_plain(kinds: Any, begin: int, end: int) -> bool:
+    """ASCII letters alone: no rule but that for special words applies."""
+    for place in range(begin, end):
+        if not kinds[place] & PLAIN:
+            return False
+    return True
 
 
 @njit(cache=True, nogil=True)
@@ -215,24 +231,23 @@ def infix_length(codes: Any, kinds: Any, begin: int, place: int, end: int) -> in
 
 
 @njit(cache=True, nogil=True)
-def cut_chunk(lexicon: Any, codes: Any, kinds: Any, begin: int, end: int, bounds: Any, count: int) -> int:
+def cut_chunk(
+    shapes: Any, keys: Any, values: Any, cuts: Any, units: Any, codes: Any, kinds: Any, begin: int, end: int,
+    bounds: Any, count: int,
+) -> int:  # fmt: skip
     """Writes the words of a chunk without white space to bounds[count:], [words, 2]; returns the new count."""
-    plain = np.uint32(PLAIN)
-    for place in range(begin, end):
-        plain &= kinds[place]
-        if not plain:
-            break
     first, length, taken = begin, -1, 0
-    while not plain and first < end and end - first != length and _special(lexicon, codes, first, end) < 0:
+    plain = is_plain(kinds, first, end)
+    while not plain and end - first != length and _special(shapes, keys, values, codes, first, end) < 0:
         length = end - first
         before = prefix_length(codes, kinds, first, end)
         if before:
             bounds[count, 0], bounds[count, 1] = first, first + before
-            if first + before < end and _special(lexicon, codes, first + before, end) >= 0:
+            if before < length and _special(shapes, keys, values, codes, first + before, end) >= 0:
                 first, count = first + before, count + 1
                 break
-        after = suffix_length(codes, kinds, first + before, end, lexicon.unit_keys)
-        if after and end - after > first and _special(lexicon, codes, first, end - after) >= 0:
+        after = suffix_length(codes, kinds, first + before, end, units)
+        if after and after < length and _special(shapes, keys, values, codes, first, end - after) >= 0:
             before = 0
         count += before > 0
         first += before
@@ -240,34 +255,40 @@ def cut_chunk(lexicon: Any, codes: Any, kinds: Any, begin: int, end: int, bounds
             taken += 1
             bounds[len(bounds) - taken, 0], bounds[len(bounds) - taken, 1] = end - after, end
             end -= after
+        plain = is_plain(kinds, first, end)  # nothing left is plain too
     if first < end:
-        special = _special(lexicon, codes, first, end)
+        special = _special(shapes, keys, values, codes, first, end)
         if special >= 0:
             for part in range(3):
-                if lexicon.cuts[special, part]:
-                    bounds[count, 0], bounds[count, 1] = first, first + lexicon.cuts[special, part]
+                if cuts[special, part]:
+                    bounds[count, 0], bounds[count, 1] = first, first + cuts[special, part]
                     first, count = bounds[count, 1], count + 1
         elif plain or is_address(codes, kinds, first, end):
             bounds[count, 0], bounds[count, 1] = first, end
             count += 1
         else:
-            start, place = first, first
-            while place < end:
-                size = infix_length(codes, kinds, first, place, end)
-                if size and place > first:
-                    if place > start:
-                        bounds[count, 0], bounds[count, 1] = start, place
-                        count += 1
-                    bounds[count, 0], bounds[count, 1] = place, place + size
-                    start, count = place + size, count + 1
-                place += max(size, 1)
-            if start < end:
-                bounds[count, 0], bounds[count, 1] = start, end
-                count += 1
+            count = _cut_core(codes, kinds, first, end, bounds, count)
     for _ in range(taken):
-        bounds[count, 0], bounds[count, 1] = (
-            bounds[len(bounds) - taken, 0],
-            bounds[len(bounds) - taken, 1],
-        )
+        row = len(bounds) - taken
+        bounds[count, 0], bounds[count, 1] = bounds[row, 0], bounds[row, 1]
         count, taken = count + 1, taken - 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _cut_core(codes: Any, kinds: Any, begin: int, end: int, bounds: Any, count: int) -> int:
+    """Cuts what is left without prefixes and suffixes at its inner marks."""
+    start, place = begin, begin
+    while place < end:
+        size = 0 if kinds[place] & PLAIN else infix_length(codes, kinds, begin, place, end)
+        if size and place > begin:
+            if place > start:
+                bounds[count, 0], bounds[count, 1] = start, place
+                count += 1
+            bounds[count, 0], bounds[count, 1] = place, place + size
+            start, count = place + size, count + 1
+        place += max(size, 1)
+    if start < end:
+        bounds[count, 0], bounds[count, 1] = start, end
+        count += 1
     return count
