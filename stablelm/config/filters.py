@@ -34,7 +34,7 @@ class GopherQuality(Schema):
     """A lower share of words with a letter drops it."""
     min_stop_words: int | None = Field(2, ge=0)
     """Fewer different words of `stop_words` drop it."""
-    stop_words: list[str] = ["the", "be", "to", "of", "and", "that", "have", "with"]
+    stop_words: list[str] = Field(["the", "be", "to", "of", "and", "that", "have", "with"])
     """Words that prose has, as they are spelled. Another list means measuring again."""
 
     @field_validator("stop_words")
@@ -46,7 +46,8 @@ class GopherQuality(Schema):
 
 
 class GopherRepetition(Schema):
-    """Does it repeat itself? (Rae et al., 2021, table A1.) Shares of its characters but for the first and third."""
+    """Does it repeat itself? (Rae et al., 2021, table A1.) Shares of its characters but for the first and
+    third."""
 
     max_duplicate_paragraphs: float | None = Field(0.3, ge=0, le=1)
     """A higher share of paragraphs that were there before drops a document."""
@@ -56,9 +57,9 @@ class GopherRepetition(Schema):
     """A higher share of lines that were there before drops it."""
     max_duplicate_line_characters: float | None = Field(0.2, ge=0, le=1)
     """A higher share of characters in such lines drops it."""
-    max_top_ngrams: dict[int, float] = {2: 0.2, 3: 0.18, 4: 0.16}
+    max_top_ngrams: dict[int, float] = Field({2: 0.2, 3: 0.18, 4: 0.16})
     """For n of 2 to 4: a higher share of characters in the most frequent n words drops it."""
-    max_duplicate_ngrams: dict[int, float] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1}
+    max_duplicate_ngrams: dict[int, float] = Field({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1})
     """For n of 5 to 10: a higher share of characters in n words that were there before drops it."""
 
     @field_validator("max_top_ngrams")
@@ -81,12 +82,12 @@ def _shares(shares: dict[int, float], first: int, last: int) -> dict[int, float]
 
 
 class C4(Schema):
-    """Lines that are sentences, in pages that have some (Raffel et al., 2020, section 2.2). Lines that are not
-    leave the text; a kept line loses the white space around it."""
+    """Lines that are sentences, in pages that have some (Raffel et al., 2020, section 2.2). Lines that are
+    not leave the text; a kept line loses the white space around it."""
 
     end_mark: bool = True
-    """A line that does not end with . ? ! " or ', or ends with three dots, goes. Another value means measuring
-    again, as for the keys up to `policies`. (FineWeb's own recipe has false here.)"""
+    """A line that does not end with . ? ! " or ', or ends with three dots, goes. Another value means
+    measuring again, as for the keys up to `policies`. (FineWeb's own recipe has false here.)"""
     min_line_words: int | None = Field(3, ge=0)
     """A line of fewer words goes; white space separates them."""
     max_word_length: int | None = Field(1000, ge=0)
@@ -109,10 +110,11 @@ class FineWeb(Schema):
     """Is it a list, a menu, or text that was cut up? (Penedo et al., 2024, section 3.6.)"""
 
     of: Literal["text", "c4"] = "text"
-    """What is judged: the text as it is, or what C4's rules leave of it, as where filters run one after another.
-    Both are measured."""
+    """What is judged: the text as it is, or what C4's rules leave of it, as where filters run one after
+    another. Both are measured."""
     min_ended_lines: float | None = Field(0.12, ge=0, le=1)
-    """A lower share of lines that end with a mark of `end_marks` drops a document. Blank lines do not count."""
+    """A lower share of lines that end with a mark of `end_marks` drops a document. Blank lines do not
+    count."""
     max_short_lines: float | None = Field(0.67, ge=0, le=1)
     """A higher share of lines of at most `short_line` characters drops it."""
     short_line: int = Field(30, ge=0)

@@ -1,10 +1,11 @@
 """Gopher's, C4's and FineWeb's quality rules: numbers once, decisions as often as thresholds change.
 
-One pass over a document's words and lines (`kernels/text/heuristics.py`) counts everything all four groups ask for;
-`decide` divides and compares. Counts are whole numbers, so a decision is the published formula in float64, exactly.
-Reasons are tried in the order datatrove's filters run (Gopher repetition, Gopher quality, C4, FineWeb), and inside a
-group in its filter's order. Words and sentences are spaCy's for English, as there. Not here: C4's list of bad words
-(a blocklist, see `blocklists.py`), its language test (`language.py`).
+One pass over a document's words and lines (`kernels/text/heuristics.py`) counts everything all four groups
+ask for; `decide` divides and compares. Counts are whole numbers, so a decision is the published formula in
+float64, exactly. Reasons are tried in the order datatrove's filters run (Gopher repetition, Gopher quality,
+C4, FineWeb), and inside a group in its filter's order. Words and sentences are spaCy's for English, as
+there. Not here: C4's list of bad words (a blocklist, see `blocklists.py`), its language test
+(`language.py`).
 Costs 60 ns a byte. Rejected: storing ratios (a threshold on characters would need the text again)."""
 
 from collections.abc import Mapping
@@ -37,41 +38,46 @@ def measure(texts: Texts, settings: Heuristics) -> dict[str, NDArray[np.int64]]:
     """Counts of every document by name (`kernels.text.heuristics.COLUMNS`), each int64 [n].
 
     All groups are measured, also those that `settings` does not name. `c4.lorem_ipsum_line` and
-    `c4.curly_bracket_line` are the first line, from 0, with what they say, or −1; `fineweb_after_c4.*` are FineWeb's
-    numbers of what C4 leaves, `c4.words` and `c4.characters` its size."""
+    `c4.curly_bracket_line` are the first line, from 0, with what they say, or −1; `fineweb_after_c4.*` are
+    FineWeb's numbers of what C4 leaves, `c4.words` and `c4.characters` its size."""
     from stablelm.kernels.text.heuristics import COLUMNS, measure_documents
 
     out = np.empty((len(texts), len(COLUMNS)), np.int64)
     lexicon = _lexicon(settings)
     short = (settings.fineweb or FineWeb()).short_line
-    measure_documents(texts.data, texts.ends, lexicon, _line_rules(settings), short, out)
+    measure_documents(
+        _read_only(texts.data), _read_only(texts.ends), lexicon, _line_rules(settings), short, out
+    )
     return {name: out[:, number].copy() for number, name in enumerate(COLUMNS)}
 
 
 def decide(columns: Columns, settings: Heuristics) -> NDArray[Any]:
     """Why each document is dropped, "" keeps it; object [n]. The first group that drops it says why."""
     reasons = np.full(len(columns["text.characters"]), "", object)
-    for group, judge in (
-        (settings.gopher_repetition, gopher_repetition),
-        (settings.gopher_quality, gopher_quality),
-        (settings.c4, c4),
-        (settings.fineweb, fineweb),
+    for found in (
+        gopher_repetition(columns, settings.gopher_repetition) if settings.gopher_repetition else None,
+        gopher_quality(columns, settings.gopher_quality) if settings.gopher_quality else None,
+        c4(columns, settings.c4) if settings.c4 else None,
+        fineweb(columns, settings.fineweb) if settings.fineweb else None,
     ):
-        if group is not None:
-            reasons = np.where(reasons == "", judge(columns, group), reasons)  # type: ignore[operator]
+        if found is not None:
+            reasons = np.where(reasons == "", found, reasons)
     return reasons
 
 
 def edits(texts: Texts, settings: Heuristics) -> tuple[NDArray[np.int64], ...]:
     """What C4's rules change: rows, starts, ends, codes, each [k], sorted by row and start.
 
-    Bytes [start, end) of the row's text are deleted (code 0) or become a line feed (code 1; only where lines were
-    separated by something else). What is left are the kept lines, one a line, as datatrove writes them."""
+    Bytes [start, end) of the row's text are deleted (code 0) or become a line feed (code 1; only where
+    lines were separated by something else). What is left are the kept lines, one a line, as datatrove
+    writes them."""
     from stablelm.kernels.text.line_edits import line_edits
 
     if settings.c4 is None:
         return tuple(np.zeros(0, np.int64) for _ in range(4))
-    found = line_edits(texts.data, texts.ends, _lexicon(settings).kinds, _line_rules(settings))
+    found = line_edits(
+        _read_only(texts.data), _read_only(texts.ends), _lexicon(settings).kinds, _line_rules(settings)
+    )
     return tuple(np.ascontiguousarray(column) for column in found.T)
 
 
@@ -188,6 +194,13 @@ def _first(*rules: tuple[str, NDArray[np.bool_]]) -> NDArray[Any]:
     """The reason of the first rule that applies."""
     reasons = [np.array(reason, object) for reason, _ in rules]
     return np.select([applies for _, applies in rules], reasons, "").astype(object)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """One type for mapped files and arrays in memory, so that the loops are compiled once."""
+    view = np.ascontiguousarray(array).view(np.ndarray)
+    view.flags.writeable = False
+    return view
 
 
 def _lexicon(settings: Heuristics) -> Any:

@@ -1,7 +1,8 @@
 """All numbers of Gopher's, C4's and FineWeb's rules from one pass over each document.
 
-The words are found once and serve every rule. Costs 60 ns a byte; memory is a hundred bytes for each byte of the
-longest document at most, most of it never touched. Rejected: one pass for each rule (what is slow is finding words)."""
+The words are found once and serve every rule. Costs 60 ns a byte; memory is a hundred bytes for each byte
+of the longest document at most, most of it never touched. Rejected: one pass for each rule (what is slow is
+finding words)."""
 
 from typing import Any
 
@@ -122,8 +123,8 @@ def measure_documents(data: Any, ends: Any, lexicon: Any, rules: Any, short: int
 
 @njit(cache=True, nogil=True)
 def _measure_lines(
-    lexicon: Any, rules: Any, codes: Any, kinds: Any, size: int, bounds: Any, gaps: Any, count: int, kept: Any,
-    kept_kinds: Any, gopher: Any, c4: Any,
+    lexicon: Any, rules: Any, codes: Any, kinds: Any, size: int, bounds: Any, gaps: Any, count: int,
+    kept: Any, kept_kinds: Any, gopher: Any, c4: Any,
 ) -> tuple[int, int]:  # fmt: skip
     """gopher[:3]: lines, those that begin with a bullet, that end with an ellipsis; c4 [9] as in COLUMNS.
 
@@ -223,8 +224,8 @@ def _measure_marks(codes: Any, size: int, out: Any) -> int:
 
 @njit(cache=True, nogil=True)
 def _measure_runs(
-    codes: Any, bounds: Any, count: int, sums: Any, inverses: Any, lengths: Any, keys: Any, firsts: Any, times: Any,
-    out: Any,
+    codes: Any, bounds: Any, count: int, sums: Any, inverses: Any, lengths: Any, keys: Any, firsts: Any,
+    times: Any, out: Any,
 ) -> None:  # fmt: skip
     """out [9]: characters of the top 2-, 3-, 4-gram, then in duplicate 5- to 10-grams."""
     table = keys[: table_size(count)]

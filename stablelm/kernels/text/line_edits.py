@@ -1,6 +1,7 @@
 """What C4's line rules take out of a text, as spans of bytes.
 
-Costs 10 ns a byte. Rejected: an edited copy of each text (the disk twice, and the spans of other groups move)."""
+Costs 10 ns a byte. Rejected: an edited copy of each text (the disk twice, and the spans of other groups
+move)."""
 
 from typing import Any
 
@@ -70,7 +71,9 @@ def _decide(codes: Any, kinds: Any, size: int, rules: Any, line: Any, line_kinds
         begin, end = stripped(kinds, place, stop)
         verdict, length = judge(codes, kinds, begin, end, rules, line, line_kinds)
         if verdict & 7 == KEPT:
-            if kept:  # the gap since the last kept line: a line feed in it stays, else its first character becomes one
+            if (
+                kept
+            ):  # of the gap since the last kept line a line feed stays, or its first character becomes one
                 feed = gap
                 while feed < begin and codes[feed] != LINE_FEED:
                     feed += 1

@@ -199,8 +199,8 @@ def _judge_rest(codes: Any, begin: int, end: int, words: int, rules: Any) -> int
 def sentences(codes: Any, kinds: Any, bounds: Any, gaps: Any, first: int, last: int, end: int) -> int:
     """Sentences in words first to last − 1 of a line that ends at `end`, at least 1 (spaCy's sentencizer).
 
-    A word that is neither an end mark nor punctuation begins a new one after an end mark; so does more than one
-    space, which spaCy takes for a word."""
+    A word that is neither an end mark nor punctuation begins a new one after an end mark; so does more than
+    one space, which spaCy takes for a word."""
     count, ended = 1, False
     for word in range(first, last):
         begin, stop = bounds[word, 0], bounds[word, 1]
@@ -224,10 +224,9 @@ def line_counts(
 ) -> None:
     """Counts of lines between line feeds; `keys` has room for them.
 
-    out [5]: of lines that are not blank, all, those with an end mark last, those of at most `short` characters, the
-    characters of those that were there before; and line feeds.
-    blank [3]: of pieces between runs of line feeds (Gopher's lines), all, those that were there before, and their
-    characters."""
+    out [5]: of lines that are not blank, all, those with an end mark last, those of at most `short`
+    characters, the characters of those that were there before; and line feeds. blank [3]: of pieces between
+    runs of line feeds (Gopher's lines), all, those that were there before, and their characters."""
     keys[:] = 0
     out[:], blank[:] = 0, 0
     place = begin

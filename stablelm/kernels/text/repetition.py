@@ -1,10 +1,12 @@
 """How much of a text repeats: lines, paragraphs, runs of n words.
 
-Policy: a piece is known by a 64-bit polynomial hash; the hash of any run of words is one subtraction and one product,
-because each word carries the sum of all before it. Hash tables are cleared for each n and sized for the text, so
-memory is 16 bytes a word and time is linear. That two different runs meet by chance has a probability below 1e-7 in a
-text of a million words; texts made to collide would count as repetitive, no more.
-Rejected: strings in a set (1 µs a run), sorting suffixes (n log n, for numbers nobody needs exactly)."""
+Policy: a piece is known by a 64-bit polynomial hash; the hash of any run of words is one subtraction and
+one product, because each word carries the sum of all before it. Hash tables are cleared for each n and
+sized for the text, so memory is 16 bytes a word and time is linear. That two different runs meet by chance
+has a probability below 1e-7 in a text of a million words; texts made to collide would count as repetitive,
+no more.
+Rejected: strings in a set (a copy of each run), sorting suffixes (n log n, for numbers nobody needs
+exactly)."""
 
 from typing import Any
 
@@ -44,7 +46,8 @@ def seen(keys: Any, key: Any) -> bool:
 
 @njit(cache=True, nogil=True)
 def prefix_sums(codes: Any, bounds: Any, count: int, separator: bool, sums: Any, inverses: Any) -> None:
-    """So that the words i to j−1, joined (with a space after each), have the hash (sums[j] − sums[i]) · inverses[i]."""
+    """So that the words i to j−1, joined (with a space after each), have the hash (sums[j] − sums[i]) ·
+    inverses[i]."""
     total, power, inverse = np.uint64(0), ONE, ONE
     for word in range(count):
         begin, end = bounds[word, 0], bounds[word, 1]
@@ -62,7 +65,8 @@ def prefix_sums(codes: Any, bounds: Any, count: int, separator: bool, sums: Any,
 
 @njit(cache=True, nogil=True)
 def duplicate_characters(sums: Any, inverses: Any, lengths: Any, count: int, n: int, keys: Any) -> int:
-    """Characters in runs of n words that were there before; a run that was is stepped over whole (Rae et al., 2021).
+    """Characters in runs of n words that were there before; a run that was is stepped over whole (Rae et
+    al., 2021).
 
     `lengths` [count + 1] are the characters of all words before each."""
     keys[:] = 0

@@ -26,9 +26,10 @@ from stablelm.kernels.text.words import (
 )
 
 _UNITS = """
-km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa Pa mbar mb
-MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм дм² дм³ см см² см³ мм мм² мм³ нм кг г мг м/с км/ч кПа Па мбар Кб КБ
-кб Мб МБ мб Гб ГБ гб Тб ТБ тбكم كم² كم³ م م² م³ سم سم² سم³ مم مم² مم³ كم غرام جرام جم كغ ملغ كوب اكواب"""
+km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph
+hPa Pa mbar mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм дм² дм³ см см² см³ мм мм² мм³ нм кг г мг
+м/с км/ч кПа Па мбар Кб КБ кб Мб МБ мб Гб ГБ гб Тб ТБ тбكم كم² كم³ م م² م³ سم سم² سم³ مم مم² مم³ كم غرام
+جرام جم كغ ملغ كوب اكواب"""
 
 
 @njit(cache=True, nogil=True)
@@ -71,7 +72,8 @@ def split(codes: Any, kinds: Any, begin: int, end: int, lexicon: Any, bounds: An
 
 @njit(cache=True, nogil=True)
 def _find_runs(lexicon: Any, codes: Any, bounds: Any, gaps: Any, count: int, runs: Any) -> int:
-    """How many runs of words spell a special word, if single spaces are not looked at; (word, words, special)."""
+    """How many runs of words spell a special word, if single spaces are not looked at; (word, words,
+    special)."""
     found = 0
     for first in range(count):
         if not has_shape(lexicon.run_shapes, codes, bounds[first, 0], bounds[first, 1]):
@@ -101,7 +103,8 @@ def _extended(key: Any, word: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _join_runs(lexicon: Any, runs: Any, bounds: Any, gaps: Any, count: int) -> int:
-    """The special words that stand together replace their runs; of runs that overlap the longest, then the first.
+    """The special words that stand together replace their runs; of runs that overlap the longest, then the
+    first.
 
     A run with a space inside is no special word, yet keeps others off its words: spaCy does so."""
     taken, chosen = np.zeros(count, np.bool_), np.full(count, -1, np.int64)
@@ -170,9 +173,11 @@ def lexicon(stop_words: tuple[str, ...], terminals: tuple[str, ...]) -> Lexicon:
             kinds[ord(end)] |= np.uint32(TERMINAL)
     none = hash_table({})
     units, _ = hash_table({key_of(unit): 1 for unit in _UNITS.split()})
-    stops = hash_table({key_of(word): number for number, word in enumerate(stop_words)})
-    last = (*stops, max(map(len, stop_words), default=0))
-    bare = Lexicon(kinds, *none, np.zeros((1, 3), np.int32), _shapes([]), units, *none, _shapes([]), *last)
+    stops, numbers = hash_table({key_of(word): number for number, word in enumerate(stop_words)})
+    last = max(map(len, stop_words), default=0)
+    bare = Lexicon(
+        kinds, *none, np.zeros((1, 3), np.int32), _shapes([]), units, *none, _shapes([]), stops, numbers, last
+    )
     words = special_words()
     cuts = np.zeros((len(words), 3), np.int32)
     runs: dict[int, int] = {}
@@ -187,7 +192,18 @@ def lexicon(stop_words: tuple[str, ...], terminals: tuple[str, ...]) -> Lexicon:
                 key = int(_extended(np.uint64(key), np.uint64(key_of(piece))))
                 runs[key] = number if size == len(pieces) else runs.get(key, -1)
     specials = hash_table({key_of(word): number for number, word in enumerate(words)})
-    return Lexicon(kinds, *specials, cuts, _shapes(words), units, *hash_table(runs), _shapes(starts), *last)
+    return Lexicon(
+        kinds,
+        *specials,
+        cuts,
+        _shapes(words),
+        units,
+        *hash_table(runs),
+        _shapes(starts),
+        stops,
+        numbers,
+        last,
+    )
 
 
 def _shapes(words: Iterable[str]) -> NDArray[np.uint16]:

@@ -1,8 +1,9 @@
 """Whether a word is a web or mail address, and so stays whole: what spaCy's rules for English take for one.
 
 [scheme://] [user@] (IPv4 address | host.name.tld) [:port] [/, ? or # and anything]. The parts follow one
-another without a choice, but for where the host begins (at the start, after the scheme, after any @), and a host holds
-no @; so the time is linear in the word. Rejected: a regular expression (spaCy's backtracks, and costs 1 µs a word)."""
+another without a choice, but for where the host begins (at the start, after the scheme, after any @), and a
+host holds no @; so the time is linear in the word. Rejected: a regular expression (spaCy's backtracks, and
+costs 1 µs a word)."""
 
 from typing import Any
 
@@ -37,10 +38,10 @@ def is_address(codes: Any, kinds: Any, begin: int, end: int) -> bool:
         and _host(codes, kinds, place + 3, end)
     ):
         return True
+    found = False
     for place in range(begin + 1, end):
-        if codes[place] == AT and _host(codes, kinds, place + 1, end):
-            return True
-    return False
+        found = found or (codes[place] == AT and _host(codes, kinds, place + 1, end))
+    return found
 
 
 @njit(cache=True, nogil=True)

@@ -1,11 +1,12 @@
 """Text to words, as spaCy's rules for English cut it, in time linear in the text.
 
-Policy: Gopher's, C4's and FineWeb's numbers count words and sentences, so a published threshold means what it says
-only with the words it was chosen on; datatrove takes them from spaCy's blank English pipeline. White space separates
-chunks; from a chunk, punctuation is taken off at both ends, one piece a side and turn, until a special word, or an
-address, or a core is left, which is cut at inner hyphens, commas, slashes and the like. Then special words that were
-cut apart (`:` `)`) are put together again, the longest first. Costs 15 ns a byte.
-Rejected: splitting at \\w boundaries (don't, e.g., U.S. and every URL come out otherwise: 20 % more words)."""
+Policy: Gopher's, C4's and FineWeb's numbers count words and sentences, so a published threshold means what
+it says only with the words it was chosen on; datatrove takes them from spaCy's blank English pipeline.
+White space separates chunks; from a chunk, punctuation is taken off at both ends, one piece a side and
+turn, until a special word, or an address, or a core is left, which is cut at inner hyphens, commas, slashes
+and the like. Then special words that were cut apart (`:` `)`) are put together again, the longest first.
+Costs 20 ns a byte.
+Rejected: splitting at \\w boundaries (don't, e.g., U.S. and every URL come out otherwise)."""
 
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ DOT, HYPHEN, ELLIPSIS, DASH, LONG_DASH, DOLLAR, PLUS = 46, 45, 0x2026, 0x2013, 0
 
 
 class Lexicon(NamedTuple):
-    """What the loops look up. A table of keys is a hash table with linear probing, its size a power of 2; 0: free."""
+    """What the loops look up. A table of keys is a hash table with linear probing, its size a power of 2;
+    0: free."""
 
     kinds: NDArray[np.uint32]
     """Flags by code point, [BEYOND]."""
@@ -42,7 +44,8 @@ class Lexicon(NamedTuple):
     cuts: NDArray[np.int32]
     """Lengths of the up to three words a special word is cut into, [specials, 3]."""
     shapes: NDArray[np.uint16]
-    """Bit n of [first, last]: a special word of n characters begins and ends so (last 7 bits of each), [128, 128]."""
+    """Bit n of [first, last]: a special word of n characters begins and ends so (last 7 bits of each),
+    [128, 128]."""
     unit_keys: NDArray[np.uint64]
     """Units that are split off a number."""
     run_keys: NDArray[np.uint64]
@@ -59,10 +62,11 @@ class Lexicon(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def decode(data: Any, start: int, end: int, table: Any, codes: Any, kinds: Any) -> int:
-    """Code points and flags of UTF-8 bytes [start, end); returns how many. A cut-off character becomes U+FFFD."""
+    """Code points and flags of UTF-8 bytes [start, end); returns how many. A cut-off character becomes
+    U+FFFD."""
     count, place, beyond = 0, start, len(table)
     while place < end:
-        byte = np.int32(data[place])
+        byte = int(data[place])
         if byte < 0x80:
             code, size = byte, 1
         elif byte < 0xE0:
@@ -86,7 +90,8 @@ def decode(data: Any, start: int, end: int, table: Any, codes: Any, kinds: Any) 
 
 @njit(cache=True, nogil=True)
 def hash_of(codes: Any, begin: int, end: int) -> Any:
-    """Polynomial hash of characters, the first with the lowest power; never 0 for one character or more in practice."""
+    """Polynomial hash of characters, the first with the lowest power; never 0 for one character or more in
+    practice."""
     value = np.uint64(0)
     for place in range(end - 1, begin - 1, -1):
         value = value * BASE + np.uint64(codes[place] + 1)
@@ -94,7 +99,7 @@ def hash_of(codes: Any, begin: int, end: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def slot_of(keys: Any, key: Any) -> int:
+def slot_of(keys: Any, key: Any) -> Any:
     """Where `key` is, or the free place where it would be."""
     mask = len(keys) - 1
     slot = np.int64((key ^ (key >> SHIFT)) * SPREAD >> SHIFT) & mask
@@ -118,15 +123,6 @@ def _special(shapes: Any, keys: Any, values: Any, codes: Any, begin: int, end: i
     key = hash_of(codes, begin, end)
     slot = slot_of(keys, key)
     return values[slot] if keys[slot] == key else -1
-
-
-@njit(cache=True, nogil=True)
-def is_plain(kinds: Any, begin: int, end: int) -> bool:
-    """ASCII letters alone: no rule but that for special words applies."""
-    for place in range(begin, end):
-        if not kinds[place] & PLAIN:
-            return False
-    return True
 
 
 @njit(cache=True, nogil=True)
@@ -222,7 +218,7 @@ def infix_length(codes: Any, kinds: Any, begin: int, place: int, end: int) -> in
         return 0
     if code in (58, 60, 62, 61, 47, 126, DASH):  # : < > = / ~
         return 1 if after_kind & ALPHA else 0
-    if code == HYPHEN or code == LONG_DASH:
+    if code in (HYPHEN, LONG_DASH):
         after, most = place + 1, 3 if code == HYPHEN else 2
         while after < end and after - place < most and codes[after] == code:
             after += 1
@@ -235,10 +231,11 @@ def cut_chunk(
     shapes: Any, keys: Any, values: Any, cuts: Any, units: Any, codes: Any, kinds: Any, begin: int, end: int,
     bounds: Any, count: int,
 ) -> int:  # fmt: skip
-    """Writes the words of a chunk without white space to bounds[count:], [words, 2]; returns the new count."""
+    """Writes the words of a chunk without white space to bounds[count:], [words, 2]; returns the new
+    count."""
     first, length, taken = begin, -1, 0
-    plain = is_plain(kinds, first, end)
-    while not plain and end - first != length and _special(shapes, keys, values, codes, first, end) < 0:
+    marked = _next_mark(kinds, begin, end)
+    while marked < end and end - first != length and _special(shapes, keys, values, codes, first, end) < 0:
         length = end - first
         before = prefix_length(codes, kinds, first, end)
         if before:
@@ -255,7 +252,7 @@ def cut_chunk(
             taken += 1
             bounds[len(bounds) - taken, 0], bounds[len(bounds) - taken, 1] = end - after, end
             end -= after
-        plain = is_plain(kinds, first, end)  # nothing left is plain too
+        marked = _next_mark(kinds, max(marked, first), end)  # never back: what was read is not read again
     if first < end:
         special = _special(shapes, keys, values, codes, first, end)
         if special >= 0:
@@ -263,7 +260,7 @@ def cut_chunk(
                 if cuts[special, part]:
                     bounds[count, 0], bounds[count, 1] = first, first + cuts[special, part]
                     first, count = bounds[count, 1], count + 1
-        elif plain or is_address(codes, kinds, first, end):
+        elif marked >= end or is_address(codes, kinds, first, end):
             bounds[count, 0], bounds[count, 1] = first, end
             count += 1
         else:
@@ -273,6 +270,14 @@ def cut_chunk(
         bounds[count, 0], bounds[count, 1] = bounds[row, 0], bounds[row, 1]
         count, taken = count + 1, taken - 1
     return count
+
+
+@njit(cache=True, nogil=True)
+def _next_mark(kinds: Any, place: int, end: int) -> int:
+    """The first character from `place` that is no ASCII letter; to a chunk without one no rule applies."""
+    while place < end and kinds[place] & PLAIN:
+        place += 1
+    return place
 
 
 @njit(cache=True, nogil=True)
