@@ -87,7 +87,8 @@ PARAGRAPHS = "\n\n".join(["aaaa"] * 4 + [f"p{i}" for i in range(6)])
         ({"max_duplicate_paragraphs": 0.3}, PARAGRAPHS, PARAGRAPHS + "\n\n\naaaa", "duplicate paragraphs"),
         ({"max_duplicate_paragraph_characters": 0.2}, "aa\n\naa\n\nbb", "aaaa\n\naaaa\n\nbb",
          "characters in duplicate paragraphs"),
-        ({"max_duplicate_lines": 0.3}, "a\n" * 4 + "b\nc\nd\ne\nf\ng", "a\n" * 5 + "b\nc\nd\ne\nf\ng", "duplicate lines"),
+        ({"max_duplicate_lines": 0.3}, "a\n" * 4 + "b\nc\nd\ne\nf\ng", "a\n" * 5 + "b\nc\nd\ne\nf\ng",
+         "duplicate lines"),
         ({"max_duplicate_line_characters": 0.2}, "ab\nab\ncdef", "abc\nabc\ncd",
          "characters in duplicate lines"),
         ({"max_top_ngrams": {2: 0.2}}, "a b " + "c" * 11, "a b " + "c" * 10, "top 2-gram"),
@@ -256,8 +257,9 @@ def test_mistakes_in_the_settings(section, message):
         validate(Heuristics, section, "recipe.yml")
 
 
+LINES = ["\n\n", ".\n", LINE, "\n" + LINE, "{", "lorem ipsum ", "javascript", "use cookies"]
 TEXTS = st.lists(
-    st.sampled_from([*PIECES, "\n\n", ".\n", LINE, LINE + "\n", "{", "lorem ipsum ", "javascript ", "use cookies "]),
+    st.sampled_from([*PIECES, *LINES]),
     max_size=20,
 ).map("".join)  # fmt: skip
 

@@ -7,9 +7,9 @@ finding words)."""
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from stablelm.kernels.text.classes import BREAK, LETTER, SPACE, SYMBOL
+from stablelm.kernels.text.compilation import compiled
 from stablelm.kernels.text.lines import (
     CURLY_BRACKET,
     KEPT,
@@ -60,7 +60,7 @@ COLUMNS = (
 GOPHER, LINES, PARAGRAPHS, PIECES, TOP, DUPLICATE, C4, FINEWEB, AFTER = 2, 7, 11, 14, 17, 20, 26, 35, 40
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def measure_documents(data: Any, ends: Any, lexicon: Any, rules: Any, short: int, out: Any) -> None:
     """Fills `out` [documents, COLUMNS], int64, from documents as `Texts` holds them."""
     longest = 0
@@ -121,7 +121,7 @@ def measure_documents(data: Any, ends: Any, lexicon: Any, rules: Any, short: int
         )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _measure_lines(
     lexicon: Any, rules: Any, codes: Any, kinds: Any, size: int, bounds: Any, gaps: Any, count: int,
     kept: Any, kept_kinds: Any, gopher: Any, c4: Any,
@@ -179,7 +179,7 @@ def _measure_lines(
     return made, words
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _measure_words(
     stop_keys: Any, longest_stop: int, codes: Any, kinds: Any, bounds: Any, count: int, stops: Any, out: Any
 ) -> int:
@@ -207,7 +207,7 @@ def _measure_words(
     return different
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _measure_marks(codes: Any, size: int, out: Any) -> int:
     """out[3:]: # and ellipses (… and three dots, which do not overlap); returns the line feeds."""
     hashes, ellipses, feeds, dots = 0, 0, 0, 0
@@ -222,7 +222,7 @@ def _measure_marks(codes: Any, size: int, out: Any) -> int:
     return feeds
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _measure_runs(
     codes: Any, bounds: Any, count: int, sums: Any, inverses: Any, lengths: Any, keys: Any, firsts: Any,
     times: Any, out: Any,

@@ -6,16 +6,16 @@ move)."""
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from stablelm.kernels.text.classes import BREAK, SPACE
+from stablelm.kernels.text.compilation import compiled
 from stablelm.kernels.text.lines import KEPT, LINE_FEED, citation_at, judge, next_break, stripped
 from stablelm.kernels.text.words import decode
 
 GONE, STAYS, FEED = np.uint8(0), np.uint8(1), np.uint8(2)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def line_edits(data: Any, ends: Any, table: Any, rules: Any) -> Any:
     """(row, start, end, code) of each edit, [k, 4], int64; code 0 deletes, 1 is replaced by a line feed."""
     longest = 0
@@ -53,7 +53,7 @@ def line_edits(data: Any, ends: Any, table: Any, rules: Any) -> Any:
     return found[:count].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _bytes(code: int) -> int:
     """Bytes of a character in UTF-8."""
     if code < 0x80:
@@ -61,7 +61,7 @@ def _bytes(code: int) -> int:
     return 2 if code < 0x800 else (3 if code < 0x10000 else 4)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _decide(codes: Any, kinds: Any, size: int, rules: Any, line: Any, line_kinds: Any, fate: Any) -> None:
     """fate[i]: whether character i goes, stays, or, with those that go after it, becomes a line feed."""
     fate[:size] = GONE
@@ -94,7 +94,7 @@ def _decide(codes: Any, kinds: Any, size: int, rules: Any, line: Any, line_kinds
     _strip(kinds, size, fate)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _strip(kinds: Any, size: int, fate: Any) -> None:
     """White space at both ends of what stays goes too."""
     first, last = 0, size

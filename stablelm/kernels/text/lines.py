@@ -5,9 +5,9 @@ Costs 5 ns a byte. Rejected: Python's lower() and `in` on each line (a string fo
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from stablelm.kernels.text.classes import DECIMAL, PUNCTUATION, SENTENCE, SPACE, TERMINAL
+from stablelm.kernels.text.compilation import compiled
 from stablelm.kernels.text.repetition import seen
 from stablelm.kernels.text.words import hash_of
 
@@ -62,7 +62,7 @@ class LineRules(NamedTuple):
     policies: bool
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def stripped(kinds: Any, begin: int, end: int) -> tuple[int, int]:
     """[begin, end) without the white space at both ends."""
     while begin < end and kinds[begin] & SPACE:
@@ -72,7 +72,7 @@ def stripped(kinds: Any, begin: int, end: int) -> tuple[int, int]:
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def next_break(codes: Any, kinds: Any, begin: int, end: int, breaks: int) -> tuple[int, int]:
     """Where the line at `begin` ends, and where the next begins (`str.splitlines`: CR LF is one break)."""
     place = begin
@@ -84,7 +84,7 @@ def next_break(codes: Any, kinds: Any, begin: int, end: int, breaks: int) -> tup
     return place, after
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _matches(codes: Any, place: int, end: int, wanted: Any) -> int:
     """Length of `wanted` (0 ends it) if it stands at `place`, else 0."""
     size = 0
@@ -95,7 +95,7 @@ def _matches(codes: Any, place: int, end: int, wanted: Any) -> int:
     return size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _lower(code: int) -> int:
     """Lower case as far as ASCII phrases need it; the Kelvin sign becomes a k."""
     if 65 <= code <= 90:
@@ -103,7 +103,7 @@ def _lower(code: int) -> int:
     return 107 if code == 0x212A else code
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def phrases_in(codes: Any, begin: int, end: int) -> int:
     """Bit i: phrase i is there, in any case."""
     found = 0
@@ -116,7 +116,7 @@ def phrases_in(codes: Any, begin: int, end: int) -> int:
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def citation_at(codes: Any, kinds: Any, place: int, end: int) -> int:
     """Characters of [12], [], [edit] or [citation needed] at `place`; 0: it is none."""
     if codes[place] != BRACKET:
@@ -137,7 +137,7 @@ def citation_at(codes: Any, kinds: Any, place: int, end: int) -> int:
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def judge(
     codes: Any, kinds: Any, begin: int, end: int, rules: Any, line: Any, line_kinds: Any
 ) -> tuple[int, int]:
@@ -169,13 +169,13 @@ def judge(
     return _judge_rest(codes, begin, end, words, rules), size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def ends_with_dots(codes: Any, begin: int, end: int) -> bool:
     """Whether the last three characters are dots."""
     return end - begin > 2 and codes[end - 1] == DOT and codes[end - 2] == DOT and codes[end - 3] == DOT
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _judge_rest(codes: Any, begin: int, end: int, words: int, rules: Any) -> int:
     if rules.end_mark:
         if begin == end or codes[end - 1] not in (46, 63, 33, 34, 39):  # . ? ! " '
@@ -195,7 +195,7 @@ def _judge_rest(codes: Any, begin: int, end: int, words: int, rules: Any) -> int
     return verdict + (POLICY if rules.policies and found > 3 else KEPT)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sentences(codes: Any, kinds: Any, bounds: Any, gaps: Any, first: int, last: int, end: int) -> int:
     """Sentences in words first to last − 1 of a line that ends at `end`, at least 1 (spaCy's sentencizer).
 
@@ -218,7 +218,7 @@ def sentences(codes: Any, kinds: Any, bounds: Any, gaps: Any, first: int, last: 
     return count + (rest > 1 or (rest == 1 and codes[end - 1] != 32))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def line_counts(
     codes: Any, kinds: Any, begin: int, end: int, short: int, keys: Any, out: Any, blank: Any
 ) -> None:

@@ -11,8 +11,8 @@ exactly)."""
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from stablelm.kernels.text.compilation import compiled
 from stablelm.kernels.text.words import BASE, hash_of, slot_of
 
 INVERSE = np.uint64(pow(int(BASE), -1, 1 << 64))
@@ -24,7 +24,7 @@ EMPTY = np.uint64(0xD6E8FEB86659FD93)
 """Stands for a hash of 0, which marks a free place in a table."""
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def table_size(pieces: int) -> int:
     """A power of 2, at least twice the pieces."""
     size = 16
@@ -33,7 +33,7 @@ def table_size(pieces: int) -> int:
     return size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def seen(keys: Any, key: Any) -> bool:
     """Whether `key` is in the table; it is from now on."""
     key = EMPTY if key == 0 else key
@@ -44,7 +44,7 @@ def seen(keys: Any, key: Any) -> bool:
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def prefix_sums(codes: Any, bounds: Any, count: int, separator: bool, sums: Any, inverses: Any) -> None:
     """So that the words i to j−1, joined (with a space after each), have the hash (sums[j] − sums[i]) ·
     inverses[i]."""
@@ -63,7 +63,7 @@ def prefix_sums(codes: Any, bounds: Any, count: int, separator: bool, sums: Any,
     sums[count] = total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def duplicate_characters(sums: Any, inverses: Any, lengths: Any, count: int, n: int, keys: Any) -> int:
     """Characters in runs of n words that were there before; a run that was is stepped over whole (Rae et
     al., 2021).
@@ -80,7 +80,7 @@ def duplicate_characters(sums: Any, inverses: Any, lengths: Any, count: int, n: 
     return repeated
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def top_characters(
     sums: Any, inverses: Any, lengths: Any, count: int, n: int, keys: Any, firsts: Any, times: Any
 ) -> int:
@@ -101,7 +101,7 @@ def top_characters(
     return most * (lengths[best + n] - lengths[best] + n - 1) if best >= 0 else 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def paragraphs(codes: Any, begin: int, end: int, keys: Any) -> tuple[int, int, int]:
     """Paragraphs (two line feeds or more between them), those that were there before, and their characters.
 

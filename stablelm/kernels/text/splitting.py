@@ -7,10 +7,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from stablelm.kernels.text.classes import BEYOND, PLAIN, SPACE, TERMINAL, character_classes
+from stablelm.kernels.text.compilation import compiled
 from stablelm.kernels.text.special_words import special_words
 from stablelm.kernels.text.words import (
     SHIFT,
@@ -32,7 +32,7 @@ hPa Pa mbar mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ д
 جرام جم كغ ملغ كوب اكواب"""
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def split(codes: Any, kinds: Any, begin: int, end: int, lexicon: Any, bounds: Any, gaps: Any) -> int:
     """Cuts codes[begin:end] into words; returns how many.
 
@@ -70,7 +70,7 @@ def split(codes: Any, kinds: Any, begin: int, end: int, lexicon: Any, bounds: An
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_runs(lexicon: Any, codes: Any, bounds: Any, gaps: Any, count: int, runs: Any) -> int:
     """How many runs of words spell a special word, if single spaces are not looked at; (word, words,
     special)."""
@@ -95,13 +95,13 @@ def _find_runs(lexicon: Any, codes: Any, bounds: Any, gaps: Any, count: int, run
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _extended(key: Any, word: Any) -> Any:
     """Hash of a run of words from that of the words before and of the last one."""
     return (key ^ (key >> SHIFT)) * SPREAD + word
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _join_runs(lexicon: Any, runs: Any, bounds: Any, gaps: Any, count: int) -> int:
     """The special words that stand together replace their runs; of runs that overlap the longest, then the
     first.

@@ -7,14 +7,13 @@ costs 1 µs a word)."""
 
 from typing import Any
 
-from numba import njit
-
 from stablelm.kernels.text.classes import DECIMAL, LETTER, LOWER
+from stablelm.kernels.text.compilation import compiled
 
 DOT, COLON, SLASH, AT = ord("."), ord(":"), ord("/"), ord("@")
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def is_address(codes: Any, kinds: Any, begin: int, end: int) -> bool:
     """Whether codes[begin:end], without white space in it, is an address."""
     dotted = False
@@ -44,18 +43,18 @@ def is_address(codes: Any, kinds: Any, begin: int, end: int) -> bool:
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scheme(code: int, kind: int) -> bool:
     return kind & (LETTER | DECIMAL) != 0 or code == 43 or code == 45 or code == 46 or code == 95  # + - . _
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _named(code: int) -> bool:
     """Whether a part of a host's name may begin and end with it."""
     return 97 <= code <= 122 or 48 <= code <= 57 or 65 <= code <= 90 or 0xA1 <= code <= 0xFFFF
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _host(codes: Any, kinds: Any, begin: int, end: int) -> bool:
     """Whether an address without scheme and user stands here."""
     part, parts = begin, 0
@@ -77,7 +76,7 @@ def _host(codes: Any, kinds: Any, begin: int, end: int) -> bool:
     return _ipv4(codes, kinds, begin, end)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rest(codes: Any, kinds: Any, place: int, end: int) -> bool:
     """Whether nothing, or a port, then nothing or a path follows."""
     if place < end and codes[place] == COLON:
@@ -90,7 +89,7 @@ def _rest(codes: Any, kinds: Any, place: int, end: int) -> bool:
     return place == end or codes[place] == SLASH or codes[place] == 63 or codes[place] == 35  # ? #
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _ipv4(codes: Any, kinds: Any, begin: int, end: int) -> bool:
     """Four numbers; not of a private network, nor 0… or 224 and above, nor ending in .0 or .255."""
     place, first, second, fine = begin, 0, 0, True

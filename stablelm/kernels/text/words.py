@@ -11,7 +11,6 @@ Rejected: splitting at \\w boundaries (don't, e.g., U.S. and every URL come out 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from stablelm.kernels.text.classes import (
@@ -26,6 +25,7 @@ from stablelm.kernels.text.classes import (
     SUFFIX,
     UPPER,
 )
+from stablelm.kernels.text.compilation import compiled
 from stablelm.kernels.text.urls import is_address
 
 BASE, SPREAD, SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(29)
@@ -60,7 +60,7 @@ class Lexicon(NamedTuple):
     """Characters of the longest stop word."""
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decode(data: Any, start: int, end: int, table: Any, codes: Any, kinds: Any) -> int:
     """Code points and flags of UTF-8 bytes [start, end); returns how many. A cut-off character becomes
     U+FFFD."""
@@ -88,7 +88,7 @@ def decode(data: Any, start: int, end: int, table: Any, codes: Any, kinds: Any) 
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hash_of(codes: Any, begin: int, end: int) -> Any:
     """Polynomial hash of characters, the first with the lowest power; never 0 for one character or more in
     practice."""
@@ -98,7 +98,7 @@ def hash_of(codes: Any, begin: int, end: int) -> Any:
     return value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def slot_of(keys: Any, key: Any) -> Any:
     """Where `key` is, or the free place where it would be."""
     mask = len(keys) - 1
@@ -108,14 +108,14 @@ def slot_of(keys: Any, key: Any) -> Any:
     return slot
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def has_shape(shapes: Any, codes: Any, begin: int, end: int) -> bool:
     """Whether a word of this length, first and last character is in the list that `shapes` belongs to."""
     size = end - begin
     return size < 16 and (shapes[codes[begin] & 127, codes[end - 1] & 127] >> size) & 1 != 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _special(shapes: Any, keys: Any, values: Any, codes: Any, begin: int, end: int) -> int:
     """Number of the special word codes[begin:end], or −1."""
     if not has_shape(shapes, codes, begin, end):
@@ -125,12 +125,12 @@ def _special(shapes: Any, keys: Any, values: Any, codes: Any, begin: int, end: i
     return values[slot] if keys[slot] == key else -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _digit(code: int) -> bool:
     return 48 <= code <= 57
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def prefix_length(codes: Any, kinds: Any, begin: int, end: int) -> int:
     """Characters that are taken off at the beginning, at most one piece."""
     code = codes[begin]
@@ -150,7 +150,7 @@ def prefix_length(codes: Any, kinds: Any, begin: int, end: int) -> int:
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def suffix_length(codes: Any, kinds: Any, begin: int, end: int, units: Any) -> int:
     """Characters that are taken off at the end: the longest piece that a rule names."""
     if begin >= end:
@@ -192,7 +192,7 @@ def suffix_length(codes: Any, kinds: Any, begin: int, end: int, units: Any) -> i
     return longest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def infix_length(codes: Any, kinds: Any, begin: int, place: int, end: int) -> int:
     """Characters of the mark at `place` that cuts the core [begin, end) in three; 0: no cut."""
     code, kind = codes[place], kinds[place]
@@ -226,7 +226,7 @@ def infix_length(codes: Any, kinds: Any, begin: int, place: int, end: int) -> in
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def cut_chunk(
     shapes: Any, keys: Any, values: Any, cuts: Any, units: Any, codes: Any, kinds: Any, begin: int, end: int,
     bounds: Any, count: int,
@@ -272,7 +272,7 @@ def cut_chunk(
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _next_mark(kinds: Any, place: int, end: int) -> int:
     """The first character from `place` that is no ASCII letter; to a chunk without one no rule applies."""
     while place < end and kinds[place] & PLAIN:
@@ -280,7 +280,7 @@ def _next_mark(kinds: Any, place: int, end: int) -> int:
     return place
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _cut_core(codes: Any, kinds: Any, begin: int, end: int, bounds: Any, count: int) -> int:
     """Cuts what is left without prefixes and suffixes at its inner marks."""
     start, place = begin, begin
