@@ -41,7 +41,9 @@ def line_edits(data: Any, ends: Any, table: Any, rules: Any) -> Any:
                 continue
             if count == len(found):
                 longer = np.empty((2 * count, 4), np.int64)
-                longer[:count] = found
+                for row in range(count):
+                    for column in range(4):
+                        longer[row, column] = found[row, column]
                 found = longer
             found[count, 0], found[count, 1], found[count, 2], found[count, 3] = (
                 number,
@@ -50,7 +52,7 @@ def line_edits(data: Any, ends: Any, table: Any, rules: Any) -> Any:
                 kind == FEED,
             )
             count += 1
-    return found[:count].copy()
+    return found[:count]
 
 
 @compiled

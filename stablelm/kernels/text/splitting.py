@@ -107,19 +107,22 @@ def _join_runs(lexicon: Any, runs: Any, bounds: Any, gaps: Any, count: int) -> i
     first.
 
     A run with a space inside is no special word, yet keeps others off its words: spaCy does so."""
-    taken, chosen = np.zeros(count, np.bool_), np.full(count, -1, np.int64)
-    for size in range(runs[:, 1].max(), 0, -1):
+    taken, chosen, longest = np.zeros(count, np.bool_), np.zeros(count, np.int64), 0
+    for number in range(len(runs)):
+        longest = max(longest, runs[number, 1])
+    for size in range(longest, 0, -1):
         for number in range(len(runs)):
             first = runs[number, 0]
             if runs[number, 1] == size:
                 if not taken[first] and not taken[first + size - 1]:
-                    chosen[first] = number
-                taken[first : first + size] = True
+                    chosen[first] = number + 1
+                for word in range(first, first + size):
+                    taken[word] = True
     words = np.empty((count + 3 * len(runs), 2), bounds.dtype)
     far = np.zeros(len(words), np.bool_)
     word, made = 0, 0
     while word < count:
-        number = chosen[word]
+        number = chosen[word] - 1
         size = runs[number, 1] if number >= 0 else 1
         together = number >= 0
         for inner in range(word + 1, word + size):
@@ -134,11 +137,11 @@ def _join_runs(lexicon: Any, runs: Any, bounds: Any, gaps: Any, count: int) -> i
                     place, made = place + length, made + 1
         else:
             for inner in range(word, word + size):
-                words[made] = bounds[inner]
-                far[made] = gaps[inner]
+                words[made, 0], words[made, 1], far[made] = bounds[inner, 0], bounds[inner, 1], gaps[inner]
                 made += 1
         word += size
-    bounds[:made], gaps[:made] = words[:made], far[:made]
+    for word in range(made):  # arrays are copied by loops: Numba takes seconds to compile it otherwise
+        bounds[word, 0], bounds[word, 1], gaps[word] = words[word, 0], words[word, 1], far[word]
     return made
 
 
