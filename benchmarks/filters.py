@@ -5,7 +5,8 @@ both keep or drop every document by each filter alone. datatrove shares the word
 filters (its own cache), as in a chain. Ours includes the bytes → numbers → decisions and the spans of C4's
 edits.
 
-    .venv-oracle/bin/python benchmarks/filters.py            (needs datatrove 0.10 and spaCy)"""
+    .venv-oracle/bin/python benchmarks/filters.py            (needs datatrove 0.10 and spaCy)
+"""
 
 import argparse
 import hashlib

@@ -30,14 +30,12 @@ def line_edits(data: Any, ends: Any, table: Any, rules: Any) -> Any:
         _decide(codes, kinds, size, rules, line, line_kinds, fate)
         place, byte = 0, 0
         while place < size:
-            first, start, kind = place, byte, fate[place]
+            start, kind = byte, fate[place]
+            follower = GONE if kind == FEED else kind
             byte, place = byte + _bytes(codes[place]), place + 1
-            while place < size and (fate[place] == kind or kind == FEED) and fate[place] != FEED:
-                if kind == FEED and fate[place] != GONE:
-                    break
+            while place < size and fate[place] == follower:
                 byte, place = byte + _bytes(codes[place]), place + 1
-            unchanged = kind == STAYS or (kind == FEED and place == first + 1 and codes[first] == LINE_FEED)
-            if unchanged:
+            if kind == STAYS:
                 continue
             if count == len(found):
                 longer = np.empty((2 * count, 4), np.int64)
