@@ -25,7 +25,7 @@ def prepare(
 
     wanted = load_recipe(recipe, set_ or [])
     from stablelm.data import Dataset
-    from stablelm.data.tokenization import prepare as prepare_recipe
+    from stablelm.data.preparation import prepare as prepare_recipe
 
     out = prepare_recipe(wanted, progress=lambda line: typer.echo(line, err=True))
     typer.echo("\n".join(Dataset(out).describe()))

@@ -20,8 +20,8 @@ from stablelm.config.recipe import DataRecipe
 from stablelm.config.run import run_config
 from stablelm.config.schema import validate
 from stablelm.data import Dataset
+from stablelm.data.preparation import prepare
 from stablelm.data.sources import read_texts
-from stablelm.data.tokenization import prepare
 from stablelm.demo.corpus import write_corpus
 from stablelm.demo.results import demo_page, results_of, summary_lines
 from stablelm.interchange.export import export

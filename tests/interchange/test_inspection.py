@@ -13,7 +13,7 @@ from stablelm.config import InputError, preset
 from stablelm.config.model import to_huggingface
 from stablelm.config.recipe import DataRecipe
 from stablelm.data import Dataset
-from stablelm.data.tokenization import prepare
+from stablelm.data.preparation import prepare
 from stablelm.interchange import save_pretrained
 from stablelm.interchange.inspection import as_lines, describe
 from stablelm.model import StableLM
