@@ -135,12 +135,12 @@ class Ray:
         """Breaks off what is not finished, and sees it end: nothing writes after an error is told."""
         from ray.exceptions import RayError
 
-        for reference in references:
-            with contextlib.suppress(RayError, ValueError):
-                self._ray.cancel(reference, force=True)
-        if references:
-            with contextlib.suppress(RayError):
-                self._ray.wait(references, num_returns=len(references), timeout=_LEAVE_SECONDS)
+        until = time.monotonic() + _LEAVE_SECONDS
+        while references and time.monotonic() < until:
+            for reference in references:  # again and again: a task that is just being handed out is missed
+                with contextlib.suppress(RayError, ValueError):
+                    self._ray.cancel(reference, force=True)
+            _, references = self._ray.wait(references, num_returns=len(references), timeout=0.5)
 
     def _join(self, work: Path) -> None:
         """Starts or joins Ray, takes the work directory over, and asks every node if it can work there."""
