@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
+from stablelm.config.slurm import SlurmConfig
 
 OnError = Literal["stop", "skip"]
 Format = Literal["auto", "text", "code", "jsonl", "parquet", "arrow", "datasets", "warc", "html"]
@@ -127,6 +128,8 @@ class DataRecipe(Schema):
     """Fixes the held-out documents and the order of the documents on disk."""
     shard_tokens: int = Field(1 << 28, ge=1)
     """Tokens of a .bin file, about; writing one takes so much memory, at 2 or 4 bytes a token."""
+    slurm: SlurmConfig = Field(default_factory=SlurmConfig)
+    """For `stablelm data prepare --executor slurm`."""
 
     @model_validator(mode="after")
     def _check(self) -> "DataRecipe":

@@ -15,7 +15,7 @@ from stablelm.data.manifest import Dataset
 from stablelm.storage import MANIFEST
 from stablelm.tokenizer import Tokenizer
 
-_NOT_CONTENT = {"out", "work", "workers", "tokenizer"}
+_NOT_CONTENT = {"out", "work", "workers", "tokenizer", "slurm"}
 
 
 class _Stages(Protocol):

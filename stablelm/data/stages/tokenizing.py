@@ -34,8 +34,9 @@ NO_TOKENS = "no tokens"
 def keep_tokenizer(tokenizer: Tokenizer, work: Path) -> str:
     """Copies the tokenizer to where workers find it, below the work directory; returns that place."""
     place = f"tokenizers/{tokenizer.sha256[:16]}"
-    with atomic_directory(work / place, replace=True) as aside:
-        tokenizer.save(aside)
+    if not (work / place).is_dir():  # whole or absent; others may be reading it
+        with atomic_directory(work / place) as aside:
+            tokenizer.save(aside)
     return place
 
 
