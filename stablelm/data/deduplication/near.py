@@ -5,35 +5,29 @@
     bucket_edges documents with an equal band, compared → pairs         one bucket in memory
     components   pairs → clusters                                       documents with a partner in memory
 
-A pair is compared once for every band it shares: some 50 ns, and a page of the signature file, which is
-mapped and read at the documents concerned. In a group of equal bands all pairs are compared as long as the
-group has at most 256 different signatures; beyond, which only boilerplate reaches, the later ones are
-compared with the first 256, so a group of m costs 256 m and not m². A document without words has no
-signature and no duplicates.
+A pair is compared once for every band it shares: some 50 ns, and 3 µs to read each of the two signatures. In
+a group of equal bands all pairs are compared as long as the group has at most 256 different signatures;
+beyond, which only boilerplate reaches, the later ones are compared with the first 256, so a group of m costs
+256 m and not m². A document without words has no signature and no duplicates.
 Rejected: a chain from each document to the first of its group without comparison (what FineWeb's pipeline
 does; `verify: false` does it too) – unlike documents that share one band pull clusters together; similarity
 from the texts themselves (exact, and reads the corpus again in random order)."""
 
-import mmap
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stablelm.config import InputError
 from stablelm.config.deduplication import NearDeduplication
 from stablelm.data.deduplication.bands import agreements, bands_of
+from stablelm.data.deduplication.signature_files import SUFFIX as SIGNATURES
+from stablelm.data.deduplication.signature_files import SignatureFiles, write_signatures
 from stablelm.data.deduplication.spill import UInt64, gather_bucket, write_spill
 from stablelm.data.texts import Texts
-from stablelm.storage import atomic_file, keyed_uint64
+from stablelm.storage import keyed_uint64
 
-BANDS, SIGNATURES = ".bands", ".signatures"
-_MAGIC = b"stablelm minhash"
-_HEAD = struct.Struct("<16sQQI")  # magic, hashes, documents, CRC-32 of the numbers
-_AGAIN = "Remove it and run again; only this shard's step is repeated."
-_ACTIVE, _BLOCK, _EDGES = 256, 1 << 14, 1 << 16
+SUFFIX = ".bands"
+_ACTIVE, _BLOCK, _EDGES = 256, 1 << 12, 1 << 14
 
 
 def signatures(texts: Texts, settings: NearDeduplication) -> NDArray[np.uint32]:
@@ -81,15 +75,11 @@ def spill_bands(
     present = (signatures != EMPTY).any(1)
     numbers, signatures = numbers[present], np.ascontiguousarray(signatures[present])
     if settings.verify:
-        with atomic_file(Path(folder) / f"{shard}{SIGNATURES}") as file:
-            head = numbers.astype("<u8").tobytes()
-            file.write(_HEAD.pack(_MAGIC, settings.hashes, len(numbers), zlib.crc32(head)))
-            file.write(head)
-            file.write(signatures.astype("<u4").data)
+        write_signatures(Path(folder) / f"{shard}{SIGNATURES}", numbers, signatures)
     bands, rows = bands_of(settings)
     bands_out = np.empty((len(numbers), bands), np.uint64)
     band_numbers(signatures, rows, np.uint64(keyed_uint64("bands", settings.seed, scope)), bands_out)
-    path = Path(folder) / f"{shard}{BANDS}"
+    path = Path(folder) / f"{shard}{SUFFIX}"
     write_spill(path, np.column_stack([bands_out.reshape(-1), np.repeat(numbers, bands)]), buckets)
     return path
 
@@ -98,7 +88,7 @@ def bucket_edges(folder: str | Path, bucket: int, settings: NearDeduplication) -
     """Pairs [k, 2], lower number first, sorted, of the documents that one bucket finds to be one."""
     from stablelm.kernels.text.minhash import link
 
-    records = gather_bucket(folder, BANDS, bucket, 2)  # by band, then number
+    records = gather_bucket(folder, SUFFIX, bucket, 2)  # by band, then number
     same = records[1:, 0] == records[:-1, 0]
     met = np.zeros(len(records), bool)
     met[1:] = same
@@ -128,64 +118,3 @@ def _unique(edges: UInt64) -> UInt64:
     new = np.ones(len(edges), bool)
     new[1:] = (edges[1:] != edges[:-1]).any(1)
     return edges[new]
-
-
-class SignatureFiles:
-    """The signatures of all shards in a folder, mapped, found by document number."""
-
-    def __init__(self, folder: str | Path, hashes: int) -> None:
-        """`InputError` for a file that is cut, changed or of other settings."""
-        self._files = []
-        for path in sorted(Path(folder).glob(f"*{SIGNATURES}")):
-            numbers, rows = _open(path, hashes)
-            if len(numbers):
-                self._files.append((int(numbers[0]), path, numbers, rows))
-        self._files.sort(key=lambda file: file[0])
-        for (_, before, numbers, _), (first, path, _, _) in zip(self._files, self._files[1:], strict=False):
-            if int(numbers[-1]) >= first:
-                raise InputError(
-                    f"{path}: its document {first} lies among those of {before.name}. Two shards have the "
-                    "same documents, or one was renamed: remove the folder and run the step again."
-                )
-        self._firsts = np.array([file[0] for file in self._files], np.uint64)
-        self._hashes = hashes
-
-    def read(self, numbers: UInt64) -> NDArray[np.uint32]:
-        """uint32 [n, hashes] of these documents."""
-        out = np.empty((len(numbers), self._hashes), np.uint32)
-        which = np.searchsorted(self._firsts, numbers, side="right") - 1
-        for file in np.unique(which).tolist():
-            places = np.flatnonzero(which == file)
-            _, path, known, rows = self._files[max(file, 0)] if self._files else (0, Path(), numbers[:0], out)
-            at = np.searchsorted(known, numbers[places])
-            lost = at == len(known)
-            lost[~lost] = known[at[~lost]] != numbers[places[~lost]]
-            if lost.any():
-                raise InputError(
-                    f"{path}: lacks the signature of document {numbers[places[lost]][0]}, which a *{BANDS} "
-                    "file beside it names. The files are of two runs: remove the folder and run again."
-                )
-            out[places] = rows[at]
-        return out
-
-
-def _open(path: Path, hashes: int) -> tuple[UInt64, NDArray[np.uint32]]:
-    size = path.stat().st_size
-    if size < _HEAD.size:
-        raise InputError(f"{path}: truncated within its header. {_AGAIN}")
-    with open(path, "rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    magic, width, count, checksum = _HEAD.unpack(data[: _HEAD.size])
-    if magic != _MAGIC:
-        raise InputError(f"{path}: not a signature file. {_AGAIN}")
-    if width != hashes:
-        raise InputError(f"{path}: has {width} hashes a document, the settings say {hashes}. {_AGAIN}")
-    promised = _HEAD.size + count * (8 + 4 * width)
-    if size != promised:
-        word = "truncated" if size < promised else "longer than its header says"
-        raise InputError(f"{path}: {word}: {promised:,} bytes promised, {size:,} there. {_AGAIN}")
-    numbers: UInt64 = np.frombuffer(data, "<u8", count, _HEAD.size)
-    if zlib.crc32(numbers.tobytes()) != checksum:
-        raise InputError(f"{path}: corrupt: its document numbers do not have their checksum. {_AGAIN}")
-    rows = np.frombuffer(data, "<u4", count * width, _HEAD.size + 8 * count)
-    return numbers, rows.reshape(count, width)
