@@ -12,6 +12,8 @@ different documents share a value once in 2³², which adds about 2⁻³² × n-
 0.5 ns a hash and n-gram. Rejected: one permutation with rotation (its empty bins need filling, short
 documents lose), a 64-bit signature (twice the disk for nothing that the estimate would show)."""
 
+# Compiled with ngrams.py e9b7dfe9dc53: Numba's cache sees this file alone (tests/kernels/test_ngrams.py).
+
 from typing import Any
 
 import numpy as np
