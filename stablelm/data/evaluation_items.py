@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stablelm.config import InputError
-from stablelm.data.unpacking import BrokenFile, split_lines, unpacked
+from stablelm.data.unpacking import BrokenFile, Lines, unpacked
 
 Item = dict[str, Any]
 _MARKER = re.compile(r"\[[^\]\n]{1,40}\]")  # HellaSwag's [header], [step], …, which the harness takes out
@@ -96,7 +96,7 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
             chunks: Iterator[bytes] = iter(lambda: file.read(1 << 16), b"")
             if path.suffix.lower() in (".gz", ".zst"):
                 chunks = unpacked(chunks, path.suffix.lower(), str(path))
-            for number, line in enumerate(split_lines(chunks), 1):
+            for number, line in enumerate(Lines(chunks), 1):
                 if line.strip():
                     yield number, _item(line, number, path)
     except OSError as error:
