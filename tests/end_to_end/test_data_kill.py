@@ -36,7 +36,7 @@ class Told:
     def finish(self): pass
 
 if __name__ == "__main__":
-    reading.PIECE_BYTES, reading.SHARD_BYTES, local.SMALL = 1 << 15, 1 << 14, 0
+    reading.PIECE_BYTES, reading.SHARD_BYTES, local.SMALL = 1 << 13, 1 << 12, 0
     executor = local.Local(int(sys.argv[2]))
     if len(sys.argv) > 3:
         from stablelm.data.executors.ray import Ray

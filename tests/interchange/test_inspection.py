@@ -236,6 +236,7 @@ def dataset(tokenizer: Tokenizer, tmp_path: Path) -> Path:
         tokenizer=str(tmp_path / "tok"),
         held_out=0.3,
         on_error="skip",
+        max_error_rate=1,
         sources=[
             {"name": "a_text", "paths": [str(tmp_path / "text")]},
             {"name": "lines", "paths": [str(tmp_path / "*.jsonl")]},
