@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
+from stablelm.config.slurm import SlurmConfig
 
 OnError = Literal["stop", "skip"]
 Format = Literal["auto", "text", "code", "jsonl", "parquet", "arrow", "datasets", "warc", "html"]
@@ -104,7 +105,12 @@ class DataRecipe(Schema):
     """Raw text to token files."""
 
     out: str = Field(min_length=1)
-    """Directory to write; must not exist yet."""
+    """Directory to write."""
+    work: str = ""
+    """Directory of what the stages made, OUT.work if empty. Kept, so that a change repeats only what it
+    concerns; may be removed when OUT is there."""
+    workers: int = Field(0, ge=0)
+    """Processes; 0: one a core. The result does not depend on it."""
     tokenizer: str = Field(min_length=1)
     """A tokenizer.json, or a directory that holds one."""
     sources: list[SourceConfig] = Field(min_length=1)
@@ -114,10 +120,16 @@ class DataRecipe(Schema):
     of reading."""
     on_error: OnError = "stop"
     """At a broken document: stop and name it, or skip it and count it by reason in the manifest."""
+    max_error_rate: float = Field(0.001, ge=0, le=1)
+    """With on_error skip: nothing is written when more than this share of a source's documents is broken."""
     append_eod: bool = True
     """End every document with <|endoftext|>."""
     seed: int = Field(1234, ge=0)
     """Fixes the held-out documents and the order of the documents on disk."""
+    shard_tokens: int = Field(1 << 28, ge=1)
+    """Tokens of a .bin file, about; writing one takes so much memory, at 2 or 4 bytes a token."""
+    slurm: SlurmConfig = Field(default_factory=SlurmConfig)
+    """For `stablelm data prepare --executor slurm`."""
 
     @model_validator(mode="after")
     def _check(self) -> "DataRecipe":

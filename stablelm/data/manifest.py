@@ -12,7 +12,7 @@ from typing import Any
 
 from stablelm.config import InputError
 from stablelm.config.schema import suggest
-from stablelm.data.token_files import TokenFile
+from stablelm.data.token_files import TokenFile, TokenShards, shard_name
 from stablelm.storage import MANIFEST, fingerprint, read_manifest, sha256_file
 
 FORMAT = "stablelm token files"
@@ -67,8 +67,9 @@ class Dataset:
             for side in SIDES:
                 if not all(isinstance(about[side][unit], int) for unit in ("documents", "tokens", "bytes")):
                     raise TypeError(f"counts of {name}, {side}")
-                for suffix in ("bin", "idx") if side == "train" or about[side]["documents"] else ():
-                    hashes[f"{name}/{side}.{suffix}"] = files[f"{name}/{side}.{suffix}"]["sha256"]
+                for prefix in _prefixes(side, about[side]):
+                    for suffix in ("bin", "idx"):
+                        hashes[f"{name}/{prefix}.{suffix}"] = files[f"{name}/{prefix}.{suffix}"]["sha256"]
         self.fingerprint = fingerprint(hashes)
         """Of every token and the tokenizer; independent of where the directory lies."""
 
@@ -96,7 +97,9 @@ class Dataset:
     def _open(self, source: str, side: str) -> TokenFile:
         promised = self.info(source)[side]
         if (source, side) not in self._opened:
-            file = TokenFile(self.path / source / side)
+            prefixes = _prefixes(side, promised)
+            path = self.path / source / side
+            file = TokenFile(path) if len(prefixes) == 1 else TokenShards(path, len(prefixes))
             if (file.num_tokens, file.num_documents) != (promised["tokens"], promised["documents"]):
                 raise InputError(
                     f"{file.prefix}.idx: {file.num_documents:,} documents, {file.num_tokens:,} tokens; the "
@@ -107,9 +110,14 @@ class Dataset:
 
     def document_ids(self, source: str, numbers: Iterable[int], side: str = "train") -> dict[int, str]:
         """The ids of some documents of a token file, read from the list beside it."""
-        wanted = set(numbers)
-        with open(self.path / source / f"{side}.ids", encoding="utf-8") as lines:
-            return {number: json.loads(line) for number, line in enumerate(lines) if number in wanted}
+        wanted, found, first = set(numbers), {}, 0
+        for prefix in _prefixes(side, self.info(source)[side]) if wanted else ():
+            with open(self.path / source / f"{prefix}.ids", encoding="utf-8") as lines:
+                for number, line in enumerate(lines, first):
+                    first = number + 1
+                    if number in wanted:
+                        found[number] = json.loads(line)
+        return found
 
     def verify(self) -> list[str]:
         """Reads every byte; returns the files' names. `InputError` names the one that is not as written."""
@@ -156,3 +164,9 @@ class Dataset:
             if about["empty_files"]:
                 lines.append(f"  empty: {', '.join(about['empty_files'])}")
         return lines
+
+
+def _prefixes(side: str, about: dict[str, Any]) -> list[str]:
+    """The names of a side's token files; a side without documents has none, except for training."""
+    count = about.get("files", 1 if side == "train" or about["documents"] else 0)
+    return [shard_name(side, number, count) for number in range(count)]

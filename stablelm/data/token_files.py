@@ -248,3 +248,59 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
         return b""
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def shard_name(side: str, number: int, count: int) -> str:
+    """The prefix of one of `count` token files of a side: `train`, or train-00000 and so on."""
+    return side if count == 1 else f"{side}-{number:05d}"
+
+
+class TokenShards(TokenFile):
+    """Several pairs, PREFIX-00000.bin and so on, as one stream: what a `TokenFile` has, across them.
+
+    Tokens that lie in one shard are a view, others a copy."""
+
+    def __init__(self, prefix: str | Path, count: int) -> None:
+        """Opens PREFIX-00000 … of `count` shards; `InputError` as for a `TokenFile`."""
+        self.prefix = str(prefix)
+        path = Path(prefix)
+        self.shards = [TokenFile(path.with_name(shard_name(path.name, n, count))) for n in range(count)]
+        self.dtype = self.shards[0].dtype
+        other = next((shard for shard in self.shards if shard.dtype != self.dtype), None)
+        if other:
+            raise InputError(
+                f"{other.prefix}.idx: holds {other.dtype}, the shards before it {self.dtype}. {_REBUILD}"
+            )
+        self.num_tokens = sum(shard.num_tokens for shard in self.shards)
+        self.num_documents = sum(shard.num_documents for shard in self.shards)
+        self.sizes = np.concatenate([shard.sizes for shard in self.shards])
+        self._tokens: list[int] = [0, *np.cumsum([shard.num_tokens for shard in self.shards]).tolist()]
+        self._documents: list[int] = [0, *np.cumsum([shard.num_documents for shard in self.shards]).tolist()]
+
+    def tokens(self, start: int, count: int) -> NDArray[Any]:
+        """`count` tokens of the documents end to end, from position `start`, [count]."""
+        if start < 0 or count < 0 or start + count > self.num_tokens:
+            raise IndexError(f"{self.prefix}: tokens {start} to {start + count} of {self.num_tokens:,}")
+        parts = []
+        number = min(bisect.bisect_right(self._tokens, start), len(self.shards)) - 1
+        while True:
+            first = start - self._tokens[number]
+            here = min(count, self.shards[number].num_tokens - first)
+            parts.append(self.shards[number].tokens(first, here))
+            start, count, number = start + here, count - here, number + 1
+            if not count:
+                return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def document_start(self, number: int) -> int:
+        """Position of a document's first token in the stream."""
+        if not 0 <= number < self.num_documents:
+            raise IndexError(f"{self.prefix}: document {number} of {self.num_documents:,}")
+        shard = bisect.bisect_right(self._documents, number) - 1
+        return self._tokens[shard] + self.shards[shard].document_start(number - self._documents[shard])
+
+    def document_at(self, position: int) -> int:
+        """The document that holds the token at `position`."""
+        if not 0 <= position < self.num_tokens:
+            raise IndexError(f"{self.prefix}: token {position} of {self.num_tokens:,}")
+        shard = bisect.bisect_right(self._tokens, position) - 1
+        return self._documents[shard] + self.shards[shard].document_at(position - self._tokens[shard])

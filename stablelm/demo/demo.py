@@ -8,6 +8,7 @@ and code once.
     OUT/corpus  OUT/tokenizer  OUT/data  OUT/demo.json  OUT/run  OUT/results.json  OUT/model
     OUT/report.html"""
 
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -20,8 +21,8 @@ from stablelm.config.recipe import DataRecipe
 from stablelm.config.run import run_config
 from stablelm.config.schema import validate
 from stablelm.data import Dataset
+from stablelm.data.preparation import prepare, work_directory
 from stablelm.data.sources import read_texts
-from stablelm.data.tokenization import prepare
 from stablelm.demo.corpus import write_corpus
 from stablelm.demo.results import demo_page, results_of, summary_lines
 from stablelm.interchange.export import export
@@ -99,6 +100,7 @@ def _prepare(out: Path, console: Console) -> None:
         train_tokenizer(texts, VOCABULARY, out / "tokenizer")
     console.message("Tokenising, holding out whole files, shuffling documents")
     prepare(recipe)
+    shutil.rmtree(work_directory(recipe), ignore_errors=True)  # the corpus is there to read again
     for line in Dataset(out / "data").describe():
         console.message(line)
 

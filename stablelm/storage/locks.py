@@ -16,9 +16,9 @@ except ImportError:  # Windows: no advisory locks; two runs in one directory are
 
 
 @contextlib.contextmanager
-def directory_lock(directory: str | Path) -> Iterator[None]:
+def directory_lock(directory: str | Path, *, shared: bool = False) -> Iterator[None]:
     """Holds `directory/.lock` while the block runs; a second holder is refused with the first one's process
-    id."""
+    id. `shared`: others who share it may hold it too."""
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file, not a folder. Choose another path.")
@@ -28,7 +28,7 @@ def directory_lock(directory: str | Path) -> Iterator[None]:
     try:
         if fcntl is not None:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError:
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
                 raise InputError(

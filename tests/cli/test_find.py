@@ -74,7 +74,7 @@ def test_a_run_on_other_data_is_refused(world, tmp_path):
         yaml.safe_dump({**recipe, "out": str(tmp_path / "other"), "held_out": 0.5})
     )
     from stablelm.config.recipe import load_recipe
-    from stablelm.data.tokenization import prepare
+    from stablelm.data.preparation import prepare
 
     prepare(load_recipe(tmp_path / "recipe.yml"))
     with pytest.raises(InputError, match="the run reads another dataset"):

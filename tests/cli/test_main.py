@@ -105,7 +105,8 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(world, run, inside, monkeypa
     assert said.code == 1
     assert "the disk is full; nothing incomplete was kept" in said.err
     assert ".tmp-" not in said.err
-    assert [path.name for path in inside.rglob("*") if path.is_file()] == []
+    left = [path.name for path in inside.rglob("*") if path.is_file()]
+    assert left in ([], [".lock"])  # of a work directory, which a preparation may go on in
 
 
 def test_a_run_on_a_full_disk_keeps_the_checkpoint_it_has(world, run, tmp_path, monkeypatch):

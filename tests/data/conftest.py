@@ -8,9 +8,9 @@ from stablelm.config.recipe import DataRecipe, SourceConfig
 from stablelm.config.schema import validate
 from stablelm.data.accounts import SourceAccount
 from stablelm.data.manifest import FORMAT, Dataset, seal
+from stablelm.data.preparation import prepare
 from stablelm.data.sources import read_documents
 from stablelm.data.token_files import TokenFileWriter
-from stablelm.data.tokenization import prepare
 from stablelm.storage import sha256_file, write_manifest
 from stablelm.tokenizer import train_tokenizer
 

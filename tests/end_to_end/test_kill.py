@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from stablelm.config.recipe import DataRecipe
-from stablelm.data.tokenization import prepare
+from stablelm.data.preparation import prepare
 from stablelm.interchange import open_path
 from stablelm.tokenizer.training import train_tokenizer
 from stablelm.training.metrics import read_metrics

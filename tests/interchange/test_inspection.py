@@ -13,7 +13,7 @@ from stablelm.config import InputError, preset
 from stablelm.config.model import to_huggingface
 from stablelm.config.recipe import DataRecipe
 from stablelm.data import Dataset
-from stablelm.data.tokenization import prepare
+from stablelm.data.preparation import prepare
 from stablelm.interchange import save_pretrained
 from stablelm.interchange.inspection import as_lines, describe
 from stablelm.model import StableLM
@@ -236,6 +236,7 @@ def dataset(tokenizer: Tokenizer, tmp_path: Path) -> Path:
         tokenizer=str(tmp_path / "tok"),
         held_out=0.3,
         on_error="skip",
+        max_error_rate=1,
         sources=[
             {"name": "a_text", "paths": [str(tmp_path / "text")]},
             {"name": "lines", "paths": [str(tmp_path / "*.jsonl")]},

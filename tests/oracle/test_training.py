@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from stablelm.config.recipe import DataRecipe
 from stablelm.config.run import run_config
 from stablelm.data import Dataset, Loader
-from stablelm.data.tokenization import prepare
+from stablelm.data.preparation import prepare
 from stablelm.interchange import open_path, save_pretrained
 from stablelm.model import StableLM
 from stablelm.tokenizer.training import train_tokenizer

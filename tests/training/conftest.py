@@ -8,7 +8,7 @@ import torch
 
 from stablelm.config.recipe import DataRecipe
 from stablelm.config.run import run_config
-from stablelm.data.tokenization import prepare
+from stablelm.data.preparation import prepare
 from stablelm.tokenizer.training import train_tokenizer
 
 SUBJECTS = ["the river", "a small town", "my neighbour", "the old machine", "every morning", "her letter"]

@@ -1,0 +1,1 @@
+"""The steps from raw files to token files, each a stage of `execution`."""

@@ -1,0 +1,164 @@
+"""`tokenize` encodes the documents that are kept, a task a document shard; `order` draws each one's place in
+the shuffle and whether it is held out.
+
+A document is held out when the hash of (seed, origin) falls below the share, so all pieces of a file share a
+side, also across sources. Its place is the hash of (seed, source, id): neither depends on the order of
+reading, on the other documents or on how they are cut into shards. The two stages are two because another
+seed or share need not encode again."""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stablelm.config.recipe import DataRecipe
+from stablelm.data.accounts import EXAMPLES
+from stablelm.data.arrays import read_arrays, write_arrays
+from stablelm.data.execution import Task, Work
+from stablelm.data.manifest import SIDES
+from stablelm.data.shards import Shard, batches
+from stablelm.data.stages.reading import Read, ShardTask, shards_of
+from stablelm.data.token_files import token_dtype
+from stablelm.data.tokenization import BATCH_BYTES, BATCH_DOCUMENTS, encode
+from stablelm.storage import atomic_directory, keyed_uint64, write_json
+from stablelm.tokenizer import Tokenizer
+
+NO_TOKENS = "no tokens"
+
+
+def keep_tokenizer(tokenizer: Tokenizer, work: Path) -> str:
+    """Copies the tokenizer to where workers find it, below the work directory; returns that place."""
+    place = f"tokenizers/{tokenizer.sha256[:16]}"
+    if not (work / place).is_dir():  # whole or absent; others may be reading it
+        with atomic_directory(work / place) as aside:
+            tokenizer.save(aside)
+    return place
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: str) -> Tokenizer:
+    return Tokenizer.from_file(path)
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Document shards → ids."""
+
+    recipe: DataRecipe
+    read: Read
+    tokenizer: str
+    """The directory below the work directory that `keep_tokenizer` made."""
+    eod_id: int
+    name: str = "tokenize"
+    version: int = 1
+    by_content: bool = False
+
+    def tasks(self, work: Work) -> list[Task]:
+        """A task a document shard."""
+        return [self._task(shard) for shard in shards_of(self.read, work)]
+
+    def _task(self, shard: ShardTask) -> Task:
+        arguments = {
+            "shard": shard.path, "tokenizer": self.tokenizer,
+            "ending": [self.eod_id] if self.recipe.append_eod else [],
+        }  # fmt: skip
+        return Task(shard.name, arguments, (shard.read.output,), shard.text_bytes)
+
+    def run(self, work: Path, task: Task, out: Path) -> dict[str, Any]:
+        """Encodes a shard: ids back to back, and for each document its row in the shard, the hash of its ids
+        and the bytes of its text."""
+        shard = Shard.open(work / task.arguments["shard"])
+        tokenizer = _loaded(str(work / task.arguments["tokenizer"]))
+        dtype, ending = token_dtype(tokenizer.size), task.arguments["ending"]
+        parts: list[NDArray[Any]] = []
+        rows: list[int] = []
+        contents: list[int] = []
+        reasons = [""] * len(shard)
+        for batch in batches(shard, BATCH_DOCUMENTS, BATCH_BYTES):
+            for row, ids in zip(
+                batch, encode(tokenizer, [shard.texts[row] for row in batch], dtype), strict=True
+            ):
+                if not len(ids):
+                    reasons[row] = NO_TOKENS
+                    continue
+                ids = np.append(ids, np.array(ending, dtype=dtype))
+                parts.append(ids)
+                rows.append(row)
+                contents.append(
+                    int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+                )
+        sizes = np.array([len(part) for part in parts], np.int64)
+        text_bytes = np.diff(shard.texts.ends, prepend=0)[rows]
+        write_arrays(out / "tokens.arrays", {
+            "tokens": np.concatenate([np.zeros(0, dtype), *parts]), "ends": np.cumsum(sizes),
+            "rows": np.array(rows, np.int64), "contents": np.array(contents, np.uint64),
+            "text_bytes": text_bytes,
+        })  # fmt: skip
+        return fates(shard, reasons)
+
+
+def fates(shard: Shard, reasons: Sequence[str]) -> dict[str, Any]:
+    """What became of a shard's documents: for each reason (""  is kept) a list of [file of the piece, how
+    many, their bytes in the input], and for the reasons the first places, [file, line]."""
+    table: dict[str, dict[int, list[int]]] = {}
+    places: dict[str, list[list[int]]] = {}
+    for row, reason in enumerate(reasons):
+        file = int(shard.files[row])
+        entry = table.setdefault(reason, {}).setdefault(file, [0, 0])
+        entry[0] += 1
+        entry[1] += int(shard.sizes[row])
+        if reason and len(places.setdefault(reason, [])) < EXAMPLES:
+            places[reason].append([file, int(shard.numbers[row])])
+    return {
+        "fates": {reason: [[file, *sums] for file, sums in files.items()] for reason, files in table.items()},
+        "places": places,
+    }
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where each encoded document goes."""
+
+    recipe: DataRecipe
+    tokenize: Tokenize
+    name: str = "order"
+    version: int = 1
+    by_content: bool = False
+
+    def tasks(self, work: Work) -> list[Task]:
+        """A task a document shard."""
+        made = []
+        marks = work.marks(self.tokenize)
+        for shard, (_, mark) in zip(shards_of(self.tokenize.read, work), marks, strict=True):
+            arguments = {
+                "shard": shard.path, "tokens": f"{self.tokenize.name}/{shard.name}/tokens.arrays",
+                "source": shard.source, "seed": self.recipe.seed, "held_out": self.recipe.held_out,
+            }  # fmt: skip
+            made.append(Task(shard.name, arguments, (shard.read.output, mark.output), shard.text_bytes // 50))
+        return made
+
+    def run(self, work: Path, task: Task, out: Path) -> dict[str, Any]:
+        """Writes each document's key and side, and as sides.json documents, tokens and bytes of each side."""
+        about = task.arguments
+        shard, tokens = Shard.open(work / about["shard"]), read_arrays(work / about["tokens"])
+        share = int(about["held_out"] * 2**64)
+        keys, sides = np.zeros(len(tokens["rows"]), np.uint64), np.zeros(len(tokens["rows"]), np.uint8)
+        for number, row in enumerate(tokens["rows"].tolist()):
+            keys[number] = keyed_uint64("order", about["seed"], about["source"], shard.ids[row])
+            sides[number] = keyed_uint64("held-out", about["seed"], shard.origin(row)) < share
+        write_arrays(out / "order.arrays", {"keys": keys, "sides": sides})
+        sizes = np.diff(tokens["ends"], prepend=0)
+        counts = {}
+        for number, side in enumerate(SIDES):
+            here = sides == number
+            counts[side] = {
+                "documents": int(here.sum()), "tokens": int(sizes[here].sum()),
+                "bytes": int(tokens["text_bytes"][here].sum()),
+            }  # fmt: skip
+        write_json(out / "sides.json", counts)
+        return {}
