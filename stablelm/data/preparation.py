@@ -74,11 +74,10 @@ class Pipeline:
 
     @property
     def stages(self) -> list[Stage]:
-        """In the order in which they run."""
-        return [
-            self.plan, self.read, self.signals, self.decide, self.tokenize, self.order, self.layout,
-            self.assemble,
-        ]  # fmt: skip
+        """Those that have work, in the order in which they run."""
+        filtered = any(source.filters.active() for source in self.plan.recipe.sources)
+        filtering: list[Stage] = [self.signals, self.decide] if filtered else []
+        return [self.plan, self.read, *filtering, self.tokenize, self.order, self.layout, self.assemble]
 
 
 def work_directory(recipe: DataRecipe) -> Path:
