@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stablelm.config.filter_set import FilterSet
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
 from stablelm.config.slurm import SlurmConfig
 
@@ -54,6 +55,10 @@ class SourceConfig(Schema):
     exclude: list[str] = Field([])
     """Labels that are left out, and counted. Case, spaces, - and _ do not matter; the whole label must
     match."""
+    filters: FilterSet = Field(default_factory=FilterSet)
+    """Which documents are kept and what is changed in them: group → true, or its settings. Groups:
+    url_blocklist, language, gopher_repetition, gopher_quality, c4, fineweb, line_corrections, code,
+    word_blocklist, pii."""
     licence: str = ""
     """Licence of the texts, for the manifest and the model card."""
     url: str = ""

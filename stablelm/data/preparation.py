@@ -28,7 +28,8 @@ from stablelm.data.executors.local import Local
 from stablelm.data.manifest import FORMAT, SIDES, seal
 from stablelm.data.progress import Plain
 from stablelm.data.stages.assembling import Assemble, Layout
-from stablelm.data.stages.reading import Plan, Read
+from stablelm.data.stages.filtering import Decide, Signals
+from stablelm.data.stages.reading import Plan, Read, shards_of
 from stablelm.data.stages.tokenizing import Order, Tokenize, keep_tokenizer
 from stablelm.data.token_files import token_dtype
 from stablelm.storage import (
@@ -50,6 +51,8 @@ class Pipeline:
 
     plan: Plan
     read: Read
+    signals: Signals
+    decide: Decide
     tokenize: Tokenize
     order: Order
     layout: Layout
@@ -60,15 +63,21 @@ class Pipeline:
         """The recipe's stages, with the tokenizer kept at `place` below the work directory."""
         plan = Plan(recipe)
         read = Read(recipe, plan)
-        tokenize = Tokenize(recipe, read, place, tokenizer.eos_id)
+        signals = Signals(recipe, read)
+        decide = Decide(recipe, signals)
+        tokenize = Tokenize(recipe, read, place, tokenizer.eos_id, decide)
         order = Order(recipe, tokenize)
         layout = Layout(recipe, order)
-        return cls(plan, read, tokenize, order, layout, Assemble(recipe, layout, tokenizer.size))
+        return cls(
+            plan, read, signals, decide, tokenize, order, layout, Assemble(recipe, layout, tokenizer.size)
+        )
 
     @property
     def stages(self) -> list[Stage]:
-        """In the order in which they run."""
-        return [self.plan, self.read, self.tokenize, self.order, self.layout, self.assemble]
+        """Those that have work, in the order in which they run."""
+        filtered = any(source.filters.active() for source in self.plan.recipe.sources)
+        filtering: list[Stage] = [self.signals, self.decide] if filtered else []
+        return [self.plan, self.read, *filtering, self.tokenize, self.order, self.layout, self.assemble]
 
 
 def work_directory(recipe: DataRecipe) -> Path:
@@ -144,6 +153,15 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
             assert all(counts[unit] == made[name][side][unit] for unit in made[name][side]), f"{name}/{side}"
         kept = sum(file.kept for file in account.files)
         assert kept == sum(counts["documents"] for counts in sides[name].values()), f"{name}: {kept} kept"
+    changed = {name: {"documents": 0, "before": 0, "after": 0} for name in sides}
+    marks = zip(shards_of(pipeline.read, work), work.marks(pipeline.tokenize), strict=True)
+    for shard, (_, mark) in marks:
+        for key, value in mark.result["changed"].items():
+            changed[shard.source][key] += value
+    for name, counts in changed.items():  # what the token files hold is what the changes left
+        assert counts["after"] == sum(side["bytes"] for side in sides[name].values()), (
+            f"{name}: changed bytes"
+        )
     with atomic_directory(Path(recipe.out)) as directory:
         tokenizer.save(directory)
         for source in recipe.sources:
@@ -157,7 +175,9 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
         for source in recipe.sources:
             about = {"paths": source.paths, "licence": source.licence, "url": source.url}
             counts = {side: {**sides[source.name][side], "files": files[source.name, side]} for side in SIDES}
-            sources[source.name] = {**about, **counts, **accounts[source.name].as_dict()}
+            sources[source.name] = {
+                **about, **counts, **accounts[source.name].as_dict(), "changed": changed[source.name],
+            }  # fmt: skip
         manifest = {
             "format": FORMAT,
             "version": 1,

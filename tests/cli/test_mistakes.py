@@ -44,7 +44,7 @@ FILES = [
     ("train {w}/model/model.safetensors", "model.safetensors: byte"),
     ("data prepare nowhere.yml", "nowhere.yml: no such file"),
     ("data prepare {w}/run.yml", "tokenizer: this key is required"),
-    ("data prepare {w}/recipe.yml --set seed=7", "data: already exists, and the recipe or its inputs changed"),
+    ("data prepare {w}/recipe.yml --set seed=7", "data: already exists, and the recipe or its inputs"),
     ("data prepare {w}/recipe.yml --set out={w}/tales", "tales: already exists. Choose another name"),
     ("data prepare {w}/recipe.yml --executor dask", "'dask' is not one of"),
     ("data run {w}/recipe.yml --stage read --part 3/3", "write k/N with k from 0"),

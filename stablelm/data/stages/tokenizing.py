@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from stablelm.config.recipe import DataRecipe
 from stablelm.data.accounts import EXAMPLES
 from stablelm.data.arrays import read_arrays, write_arrays
-from stablelm.data.execution import Task, Work
+from stablelm.data.execution import Mark, Task, Work
 from stablelm.data.manifest import SIDES
 from stablelm.data.shards import Shard, batches
+from stablelm.data.stages.filtering import Decide, changes, verdict
 from stablelm.data.stages.reading import Read, ShardTask, shards_of
 from stablelm.data.token_files import token_dtype
 from stablelm.data.tokenization import BATCH_BYTES, BATCH_DOCUMENTS, encode
@@ -54,20 +55,34 @@ class Tokenize:
     tokenizer: str
     """The directory below the work directory that `keep_tokenizer` made."""
     eod_id: int
+    decide: Decide
     name: str = "tokenize"
     version: int = 1
     by_content: bool = False
 
     def tasks(self, work: Work) -> list[Task]:
         """A task a document shard."""
-        return [self._task(shard) for shard in shards_of(self.read, work)]
+        judged = {task.name: mark for task, mark in work.marks(self.decide)}
+        measured = {task.name: mark for task, mark in work.marks(self.decide.signals)}
+        return [
+            self._task(shard, measured.get(shard.name), judged.get(shard.name))
+            for shard in shards_of(self.read, work)
+        ]
 
-    def _task(self, shard: ShardTask) -> Task:
-        arguments = {
+    def _task(self, shard: ShardTask, measured: Mark | None, judged: Mark | None) -> Task:
+        arguments: dict[str, Any] = {
             "shard": shard.path, "tokenizer": self.tokenizer,
             "ending": [self.eod_id] if self.recipe.append_eod else [],
         }  # fmt: skip
-        return Task(shard.name, arguments, (shard.read.output,), shard.text_bytes)
+        inputs = [shard.read.output]
+        if measured is not None and judged is not None:
+            arguments["verdict"] = f"{self.decide.name}/{shard.name}"
+            arguments["reasons"] = judged.result["reasons"]
+            inputs.append(judged.output)
+            if measured.result["edits"]:
+                arguments["changes"] = f"{self.decide.signals.name}/{shard.name}"
+                inputs.append(measured.output)
+        return Task(shard.name, arguments, tuple(inputs), shard.text_bytes)
 
     def run(self, work: Path, task: Task, out: Path) -> dict[str, Any]:
         """Encodes a shard: ids back to back, and for each document its row in the shard, the hash of its ids
@@ -79,10 +94,14 @@ class Tokenize:
         rows: list[int] = []
         contents: list[int] = []
         reasons = [""] * len(shard)
+        if "verdict" in task.arguments:
+            reasons = verdict(work, task.arguments["verdict"], task.arguments["reasons"]).tolist()
+        texts = shard.texts
+        if "changes" in task.arguments:
+            texts = changes(work, task.arguments["changes"]).apply_all(texts)
         for batch in batches(shard, BATCH_DOCUMENTS, BATCH_BYTES):
-            for row, ids in zip(
-                batch, encode(tokenizer, [shard.texts[row] for row in batch], dtype), strict=True
-            ):
+            kept = [row for row in batch if not reasons[row]]
+            for row, ids in zip(kept, encode(tokenizer, [texts[row] for row in kept], dtype), strict=True):
                 if not len(ids):
                     reasons[row] = NO_TOKENS
                     continue
@@ -93,13 +112,18 @@ class Tokenize:
                     int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
                 )
         sizes = np.array([len(part) for part in parts], np.int64)
-        text_bytes = np.diff(shard.texts.ends, prepend=0)[rows]
+        before, after = (np.diff(each.ends, prepend=0)[rows] for each in (shard.texts, texts))
+        text_bytes = after
         write_arrays(out / "tokens.arrays", {
             "tokens": np.concatenate([np.zeros(0, dtype), *parts]), "ends": np.cumsum(sizes),
             "rows": np.array(rows, np.int64), "contents": np.array(contents, np.uint64),
             "text_bytes": text_bytes,
         })  # fmt: skip
-        return fates(shard, reasons)
+        changed = int((before != after).sum())
+        return {
+            **fates(shard, reasons),
+            "changed": {"documents": changed, "before": int(before.sum()), "after": int(after.sum())},
+        }
 
 
 def fates(shard: Shard, reasons: Sequence[str]) -> dict[str, Any]:
