@@ -19,9 +19,10 @@ from stablelm.tokenizer import Tokenizer
 GOOD = (
     "The river runs past the old mill, and in the evening people from the town come to sit with their "
     "children on a low wall that stands beside it. They have been doing so for as long as anybody can "
-    "say. Boats used to bring flour down to the harbour; now there are only swans, which nobody feeds any more, "
-    "because of a sign. My grandmother worked at this place when she was young. Every morning, before it was light, she "
-    "carried water up four flights of stairs, lit five stoves, and then went to school with cold hands. "
+    "say. Boats used to bring flour down to the harbour; now there are only swans, which nobody feeds "
+    "any more, because of a sign. My grandmother worked at this place when she was young. Every "
+    "morning, before it was light, she carried water up four flights of stairs, lit five stoves, and "
+    "then went to school with cold hands. "
 )
 DOCUMENTS = [
     {"id": "good", "text": GOOD},
