@@ -14,9 +14,11 @@ import time
 import pytest
 
 from stablelm.config import InputError
+from stablelm.config.errors import RunError
 from stablelm.config.recipe import DataRecipe
 from stablelm.data import Dataset
 from stablelm.data.execution import run_task
+from stablelm.data.executors.local import Local
 from stablelm.data.preparation import prepare, run_stage
 from stablelm.data.progress import Plain
 
@@ -237,6 +239,26 @@ def test_parts_of_an_array_make_the_same(recipe, tmp_path, small_pieces):
         assert run_stage(parts, stage, 0, 1, quiet) == 0
     prepare(parts)
     assert whole(tmp_path / "parts") == whole(tmp_path / "out")
+
+
+class LosesWorkers(Local):
+    """Whose workers are killed between two stages, while they have nothing to do."""
+
+    def map(self, stage, tasks, work, finished):
+        for worker in self._pool:
+            worker.process.kill()
+            worker.process.join()
+        super().map(stage, tasks, work, finished)
+
+
+def test_a_worker_that_was_lost_while_idle_is_one_error(recipe, tmp_path, small_pieces):
+    with pytest.raises(
+        RunError, match=r"a worker process was killed \(signal 9\) while doing \w+/.*run again"
+    ):
+        prepare(recipe(), executor=LosesWorkers(2))
+    assert not (tmp_path / "out").exists()
+    prepare(recipe(workers=1))
+    Dataset(tmp_path / "out").verify()
 
 
 # --- killed ------------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def killed_and_resumed(recipe, whole, times, *address):
 def test_a_killed_local_worker_is_one_error_and_the_next_run_goes_on(world, whole):
     recipe = world("lost-local")
     run = start(recipe)
-    assert kill_workers(run, "multiprocessing.forkserver", 1) == 1
+    assert kill_workers(run, "multiprocessing.forkserver", 1, run.pid) == 1
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 1 and "a worker process was killed (signal 9) while doing" in errors
     assert 0 < resumed_to_the_end(recipe) < whole[1]
@@ -181,15 +181,18 @@ def test_killed_ray_workers_are_replaced_while_the_run_goes_on(world, whole, clu
     assert "did assemble" in said
 
 
-def kill_workers(run, title, count):
-    """Kills up to `count` worker processes of the run's while they work; eight tasks are done between two."""
+def kill_workers(run, title, count, above=None):
+    """Kills up to `count` worker processes below the process `above` (else this one, above Ray) while
+    they work; eight tasks are done between two."""
     killed, done, next_at = 0, 0, 2
     while killed < count and (line := run.stdout.readline()):
         done += line.startswith("did ")
         if done < next_at:
             continue
         # Those that have no such process below them: forked workers are below their server, of the same name.
-        below = [pid for pid in descendants(os.getpid()) if title in name_of(pid) and not descendants(pid)]
+        below = [
+            pid for pid in descendants(above or os.getpid()) if title in name_of(pid) and not descendants(pid)
+        ]
         if below:
             os.kill(below[killed % len(below)], signal.SIGKILL)
             killed, next_at = killed + 1, done + 8

@@ -67,13 +67,16 @@ class Local:
         while tasks or any(worker.task for worker in self._pool):
             for worker in self._pool:
                 if worker.task is None and tasks:
-                    worker.task = tasks.pop()
-                    worker.pipe.send((stage, worker.task, work))
+                    worker.task = task = tasks.pop()
+                    try:
+                        worker.pipe.send((stage, task, work))
+                    except OSError:  # it was lost while it had nothing to do
+                        raise RunError(self._lost(worker, stage, task)) from None
             busy = {worker.pipe: worker for worker in self._pool if worker.task}
             for pipe in wait(list(busy)):
                 worker = busy[pipe]
+                assert worker.task is not None
                 task, worker.task = worker.task, None
-                assert task is not None
                 try:
                     error, trace = worker.pipe.recv()
                 except (EOFError, OSError):
