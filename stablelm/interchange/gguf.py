@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stablelm.config import InputError
+from stablelm.interchange.facts import architecture_facts, tokenizer_facts
 from stablelm.interchange.gguf_header import Header, is_gguf, package
 from stablelm.interchange.gguf_network import MERGED, described, layout_of, network_metadata
 from stablelm.interchange.gguf_tokenizer import read_tokenizer, tokenizer_metadata
@@ -189,18 +190,7 @@ def describe_gguf(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "format": f"GGUF version {header.version}",
         **{name: value for name, value in named.items() if value},
         "parameters": config.num_parameters,
-        "architecture": {
-            "layers": config.num_hidden_layers,
-            "hidden": config.hidden_size,
-            "heads": config.num_attention_heads,
-            "head_dimensions": config.head_dim,
-            "rotary_dimensions": config.rotary_dim,
-            "rotary_base": config.rope_theta,
-            "mlp": config.intermediate_size,
-            "vocabulary": config.vocab_size,
-            "context": config.max_position_embeddings,
-            "kv_bytes_per_token": config.kv_bytes_per_token(),
-        },
+        "architecture": architecture_facts(config),
         "weights": {
             "tensors": len(header.tensors),
             "stored_as": dict(kinds.most_common()),
@@ -210,12 +200,7 @@ def describe_gguf(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "tokenizer": "none",
     }
     if tokenizer is not None:
-        facts["tokenizer"] = {
-            "ids": tokenizer.size,
-            "end_of_text": tokenizer.eos_id,
-            "padding": tokenizer.pad_id,
-            "sha256": tokenizer.sha256,
-        }
+        facts["tokenizer"] = tokenizer_facts(tokenizer)
     if verify:
         _check_readable(header)
         for tensor in header.tensors.values():

@@ -19,6 +19,7 @@ from stablelm.config import InputError
 from stablelm.config.model import from_huggingface
 from stablelm.data.manifest import SIDES, Dataset
 from stablelm.data.token_files import TokenFile
+from stablelm.interchange.facts import architecture_facts, tokenizer_facts
 from stablelm.interchange.gguf import describe_gguf, is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, read_config, stored_tensors
@@ -92,7 +93,7 @@ def _file(path: Path, is_prefix: bool, verify: bool) -> Facts:
             f"{path}: only a part of something; give the directory that holds it, {path.parent}."
         )
     if path.suffix == ".json":
-        return {"kind": "tokenizer", **_tokenizer(Tokenizer.from_file(path))}
+        return {"kind": "tokenizer", **tokenizer_facts(Tokenizer.from_file(path))}
     if path.suffix == ".safetensors":
         return _weights_file(path, verify)
     raise InputError(
@@ -115,7 +116,7 @@ def _directory(path: Path, verify: bool) -> Facts:
     if (path / "model" / "config.json").is_file():
         return {"kind": "demo", "model": str(path / "model"), **_model(path / "model", verify)}
     if (path / "tokenizer.json").is_file():
-        return {"kind": "tokenizer", **_tokenizer(Tokenizer.from_file(path))}
+        return {"kind": "tokenizer", **tokenizer_facts(Tokenizer.from_file(path))}
     inside = [*sorted(path.glob("step-*")), *(found.with_suffix("") for found in sorted(path.glob("*.idx")))]
     raise InputError(
         f"{path}: nothing known is in this directory. "
@@ -126,15 +127,6 @@ def _directory(path: Path, verify: bool) -> Facts:
             "dataset) and tokenizer.json."
         )
     )
-
-
-def _tokenizer(tokenizer: Tokenizer) -> Facts:
-    return {
-        "ids": tokenizer.size,
-        "end_of_text": tokenizer.eos_id,
-        "padding": tokenizer.pad_id,
-        "sha256": tokenizer.sha256,
-    }
 
 
 def _token_file(path: Path, verify: bool) -> Facts:
@@ -210,17 +202,7 @@ def _model(path: Path, verify: bool) -> Facts:
     config = from_huggingface(read_config(path), str(path / "config.json"))
     facts: Facts = {
         "parameters": config.num_parameters,
-        "architecture": {
-            "layers": config.num_hidden_layers,
-            "hidden": config.hidden_size,
-            "heads": config.num_attention_heads,
-            "head_dimensions": config.head_dim,
-            "rotary_dimensions": config.rotary_dim,
-            "mlp": config.intermediate_size,
-            "vocabulary": config.vocab_size,
-            "context": config.max_position_embeddings,
-            "kv_bytes_per_token": config.kv_bytes_per_token(),
-        },
+        "architecture": architecture_facts(config),
     }
     # A checkpoint keeps its weights in model/; nothing at all is a state of its own, not a broken one.
     inside = sorted((path / "model").glob("*.safetensors")) if is_checkpoint(path) else []
@@ -236,7 +218,7 @@ def _model(path: Path, verify: bool) -> Facts:
                 f"{tokenizer.source}: {tokenizer.size:,} ids are more than the model's vocab_size "
                 f"{config.vocab_size:,}; it is not this model's tokenizer."
             )
-        facts["tokenizer"] = _tokenizer(tokenizer)
+        facts["tokenizer"] = tokenizer_facts(tokenizer)
     else:
         facts["tokenizer"] = "none"
     if verify:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stablelm.config import InputError, ModelConfig
+from stablelm.interchange.facts import architecture_facts, tokenizer_facts
 from stablelm.interchange.neox import NeoxCheckpoint, check_vocabulary, open_neox
 from stablelm.tokenizer import Tokenizer
 
@@ -35,22 +36,7 @@ def describe_neox(
         "qkv_layout": f"{opened.qkv_layout}: {opened.reason}",
         "architecture_from": opened.source,
         "parameters": settled.num_parameters,
-        "architecture": {
-            "layers": settled.num_hidden_layers,
-            "hidden": settled.hidden_size,
-            "heads": settled.num_attention_heads,
-            "key_value_heads": settled.num_key_value_heads,
-            "head_dimensions": settled.head_dim,
-            "rotary_dimensions": settled.rotary_dim,
-            "rotary_base": settled.rope_theta,
-            "mlp": settled.intermediate_size,
-            "vocabulary": settled.vocab_size,
-            "context": settled.max_position_embeddings,
-            "residual": "parallel" if settled.use_parallel_residual else "sequential",
-            "norm_biases": "yes" if settled.use_norm_bias else "no",
-            "qkv_biases": "yes" if settled.use_qkv_bias else "no",
-            "kv_bytes_per_token": settled.kv_bytes_per_token(),
-        },
+        "architecture": architecture_facts(settled),
     }
     if facts["steps"] == "unknown":
         del facts["steps"]
@@ -62,12 +48,7 @@ def describe_neox(
     else:
         tokenizer = Tokenizer.from_file(opened.tokenizer)
         check_vocabulary(tokenizer, settled)
-        facts["tokenizer"] = {
-            "ids": tokenizer.size,
-            "end_of_text": tokenizer.eos_id,
-            "padding": tokenizer.pad_id,
-            "sha256": tokenizer.sha256,
-        }
+        facts["tokenizer"] = tokenizer_facts(tokenizer)
     if verify:
         facts["verified"] = _finite(opened)
     return facts

@@ -65,8 +65,10 @@ def test_a_model(saved: Path, model: StableLM, tokenizer: Tokenizer, verify: boo
         "path": str(saved),
         "parameters": model.num_parameters(),
         "architecture": {
-            "layers": 2, "hidden": 64, "heads": 4, "head_dimensions": 16, "rotary_dimensions": 4, "mlp": 256,
-            "vocabulary": 512, "context": 256, "kv_bytes_per_token": 2 * 2 * 64 * 2,
+            "layers": 2, "hidden": 64, "heads": 4, "key_value_heads": 4, "head_dimensions": 16,
+            "rotary_dimensions": 4, "rotary_base": 10_000, "mlp": 256, "vocabulary": 512, "context": 256,
+            "residual": "sequential", "norm_biases": "yes", "qkv_biases": "no", "query_key_norms": "no",
+            "kv_bytes_per_token": 2 * 2 * 64 * 2,
         },
         "weights": {"tensors": 26, "stored_as": ["float32"], "files": 1,
                     "bytes": (saved / "model.safetensors").stat().st_size,
