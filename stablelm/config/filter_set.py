@@ -16,7 +16,14 @@ from stablelm.config.cleaning import (
     WordBlocklist,
 )
 from stablelm.config.filters import C4, FineWeb, GopherQuality, GopherRepetition, Heuristics
-from stablelm.config.schema import Schema
+from stablelm.config.schema import Schema, suggest
+
+PRESETS = {
+    "web": ("gopher_repetition", "gopher_quality", "fineweb", "line_corrections", "pii"),
+    "code": ("code", "pii"),
+    "none": (),
+}
+"""Sets that a recipe may name instead of listing groups, all with their published defaults."""
 
 
 class FilterSet(Schema):
@@ -46,6 +53,10 @@ class FilterSet(Schema):
     @model_validator(mode="before")
     @classmethod
     def _switches(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            if values not in PRESETS:
+                raise ValueError(f"no set of filters {values!r}{suggest(values, list(PRESETS))}")
+            values = dict.fromkeys(PRESETS[values], True)
         if not isinstance(values, Mapping):
             return values
         words: dict[bool, Any] = {True: {}, False: None}

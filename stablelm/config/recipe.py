@@ -1,7 +1,7 @@
 """What `stablelm data prepare` reads: which files become which source, and how they are split and encoded.
 
 Relative paths start at the directory the command runs in, as everywhere else. How often a source is read is
-not said here: that is the run's business (`data.epochs`), so one prepared directory serves many mixtures."""
+decided by the run (`data.epochs`), so one prepared directory serves many mixtures; `epochs` here is noted."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,17 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stablelm.config.deduplication import Decontamination, Deduplication
 from stablelm.config.filter_set import FilterSet
+from stablelm.config.run import as_fraction
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
 from stablelm.config.slurm import SlurmConfig
 
 OnError = Literal["stop", "skip"]
+RESERVED = {
+    "manifest.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "report.json",
+    "decontamination.json", "clusters-exact.jsonl", "clusters-near.jsonl",
+}  # fmt: skip
 Format = Literal["auto", "text", "code", "jsonl", "parquet", "arrow", "datasets", "warc", "html"]
 
 
@@ -56,9 +62,13 @@ class SourceConfig(Schema):
     """Labels that are left out, and counted. Case, spaces, - and _ do not matter; the whole label must
     match."""
     filters: FilterSet = Field(default_factory=FilterSet)
-    """Which documents are kept and what is changed in them: group → true, or its settings. Groups:
+    """Which documents are kept and what is changed in them: web, code or none, or group → true, or its
+    settings. Groups:
     url_blocklist, language, gopher_repetition, gopher_quality, c4, fineweb, line_corrections, code,
     word_blocklist, pii."""
+    epochs: float | str = 1
+    """How often a run is meant to read it: a number, or a fraction as "7/3". Noted in the manifest; what a
+    run does is said by its `data.epochs`."""
     licence: str = ""
     """Licence of the texts, for the manifest and the model card."""
     url: str = ""
@@ -69,7 +79,16 @@ class SourceConfig(Schema):
     def _folder_name(cls, name: str) -> str:
         if len(name) > 100 or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
             raise ValueError("use up to 100 letters, digits, - and _, with single dots inside")
+        if name.casefold() in RESERVED:
+            raise ValueError("is the name of a file of ours beside the sources' folders; choose another")
         return name
+
+    @field_validator("epochs")
+    @classmethod
+    def _above_zero(cls, epochs: float | str) -> float | str:
+        if as_fraction(epochs) <= 0:
+            raise ValueError("epochs must be above 0; leave the source out instead")
+        return epochs
 
     @field_validator("paths")
     @classmethod
@@ -120,6 +139,11 @@ class DataRecipe(Schema):
     """A tokenizer.json, or a directory that holds one."""
     sources: list[SourceConfig] = Field(min_length=1)
     """What is read, each source mixed by its own number of epochs later."""
+    deduplication: Deduplication | None = None
+    """What is repeated is kept once; null leaves all. {} takes the defaults: equal and nearly equal
+    documents, across all sources."""
+    decontamination: Decontamination | None = None
+    """Evaluation sets whose words are looked for in the documents; null looks for none."""
     held_out: float = Field(0.01, ge=0, lt=1)
     """Share of the origins (files) kept out of training, chosen by hash, so it does not depend on the order
     of reading."""
@@ -145,6 +169,8 @@ class DataRecipe(Schema):
                     f"sources {seen[name.casefold()]!r} and {name!r} have one name (case does not count)"
                 )
             seen[name.casefold()] = name
+        if self.deduplication is not None:
+            self.deduplication.order([source.name for source in self.sources])
         return self
 
 

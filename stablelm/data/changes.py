@@ -12,7 +12,8 @@ from stablelm.config.recipe import DataRecipe
 from stablelm.data.execution import Stage, Work, finished
 from stablelm.data.inputs import InputFile, hash_file
 from stablelm.data.manifest import Dataset
-from stablelm.storage import MANIFEST
+from stablelm.data.stages.decontaminating import set_hashes
+from stablelm.storage import MANIFEST, fingerprint
 from stablelm.tokenizer import Tokenizer
 
 _NOT_CONTENT = {"out", "work", "workers", "tokenizer", "slurm"}
@@ -28,6 +29,18 @@ def settings_of(recipe: DataRecipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude=_NOT_CONTENT)
 
 
+def list_hashes(recipe: DataRecipe) -> dict[str, str]:
+    """Hashes of the files that a recipe judges by: blocklists, models, evaluation sets."""
+    found = {}
+    for source in recipe.sources:
+        if source.filters.active():
+            from stablelm.data.signals import measured_by
+
+            found[f"filters of {source.name}"] = fingerprint(measured_by(source.filters))
+    hashes = set_hashes(recipe).items()
+    return {**found, **{f"decontamination.sets.{name}": sha256 for name, sha256 in hashes}}
+
+
 def still_current(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: _Stages, work: Work) -> bool:
     """Whether OUT is there and is what the recipe makes; `InputError` says what differs, when it is another
     prepared directory."""
@@ -37,6 +50,9 @@ def still_current(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: _Stages, w
     dataset = Dataset(out)
     made = dataset.manifest
     differences = list(_settings(made.get("recipe"), settings_of(recipe)))
+    if not differences:
+        before, now = made.get("lists", {}), list_hashes(recipe)
+        differences += [f"{name}: its files changed" for name in now if now[name] != before.get(name)]
     if made["tokenizer"]["sha256"] != tokenizer.sha256:
         differences.append(f"{recipe.tokenizer} is another tokenizer than the one in {out}")
     plan, read = pipeline.stages[:2]

@@ -19,15 +19,18 @@ from typing import Any
 
 from stablelm.config import InputError
 from stablelm.config.recipe import DataRecipe
+from stablelm.config.run import as_fraction
 from stablelm.config.schema import suggest
 from stablelm.data.accounting import final_accounts, reading_accounts
 from stablelm.data.accounts import refuse_errors
-from stablelm.data.changes import settings_of, still_current
+from stablelm.data.changes import list_hashes, settings_of, still_current
 from stablelm.data.execution import DONE, Executor, Progress, Stage, Work, execute, run_part
 from stablelm.data.executors.local import Local
 from stablelm.data.manifest import FORMAT, SIDES, seal
 from stablelm.data.progress import Plain
 from stablelm.data.stages.assembling import Assemble, Layout
+from stablelm.data.stages.decontaminating import Decontaminate, IndexSets
+from stablelm.data.stages.deduplicating import Steps, export_clusters, steps
 from stablelm.data.stages.filtering import Decide, Signals
 from stablelm.data.stages.reading import Plan, Read, shards_of
 from stablelm.data.stages.tokenizing import Order, Tokenize, keep_tokenizer
@@ -38,6 +41,7 @@ from stablelm.storage import (
     fingerprint,
     refuse_existing,
     require_space,
+    write_json,
     write_manifest,
 )
 from stablelm.tokenizer import Tokenizer
@@ -53,6 +57,9 @@ class Pipeline:
     read: Read
     signals: Signals
     decide: Decide
+    repetitions: Steps
+    index: IndexSets
+    decontaminate: Decontaminate
     tokenize: Tokenize
     order: Order
     layout: Layout
@@ -65,11 +72,22 @@ class Pipeline:
         read = Read(recipe, plan)
         signals = Signals(recipe, read)
         decide = Decide(recipe, signals)
-        tokenize = Tokenize(recipe, read, place, tokenizer.eos_id, decide)
+        filtered = any(source.filters.active() for source in recipe.sources)
+        repetitions = steps(recipe, read, (decide,) if filtered else ())
+        index = IndexSets(recipe)
+        decontaminate = Decontaminate(recipe, read, index, repetitions.judges)
+        judges: tuple[Stage, ...] = repetitions.judges
+        editors: tuple[Stage, ...] = (signals,) if filtered else ()
+        if repetitions.editor is not None:
+            editors = (*editors, repetitions.editor)
+        if recipe.decontamination is not None:
+            judges, editors = (*judges, decontaminate), (*editors, decontaminate)
+        tokenize = Tokenize(recipe, read, place, tokenizer.eos_id, judges, editors)
         order = Order(recipe, tokenize)
         layout = Layout(recipe, order)
+        assemble = Assemble(recipe, layout, tokenizer.size)
         return cls(
-            plan, read, signals, decide, tokenize, order, layout, Assemble(recipe, layout, tokenizer.size)
+            plan, read, signals, decide, repetitions, index, decontaminate, tokenize, order, layout, assemble
         )
 
     @property
@@ -77,7 +95,10 @@ class Pipeline:
         """Those that have work, in the order in which they run."""
         filtered = any(source.filters.active() for source in self.plan.recipe.sources)
         filtering: list[Stage] = [self.signals, self.decide] if filtered else []
-        return [self.plan, self.read, *filtering, self.tokenize, self.order, self.layout, self.assemble]
+        wanted = self.plan.recipe.decontamination is not None
+        cleaning: list[Stage] = [self.index, self.decontaminate] if wanted else []
+        made: list[Stage] = [self.tokenize, self.order, self.layout, self.assemble]
+        return [self.plan, self.read, *filtering, *self.repetitions.stages, *cleaning, *made]
 
 
 def work_directory(recipe: DataRecipe) -> Path:
@@ -176,8 +197,15 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
             about = {"paths": source.paths, "licence": source.licence, "url": source.url}
             counts = {side: {**sides[source.name][side], "files": files[source.name, side]} for side in SIDES}
             sources[source.name] = {
-                **about, **counts, **accounts[source.name].as_dict(), "changed": changed[source.name],
+                **about, "epochs": str(as_fraction(source.epochs)), **counts,
+                **accounts[source.name].as_dict(), "changed": changed[source.name],
             }  # fmt: skip
+        clusters = {
+            each.name: export_clusters(each, work, directory / f"{each.name}.jsonl")
+            for each in pipeline.repetitions.clusters
+        }
+        if recipe.decontamination is not None:
+            write_json(directory / "decontamination.json", pipeline.decontaminate.report(work))
         manifest = {
             "format": FORMAT,
             "version": 1,
@@ -189,6 +217,8 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
             "seed": recipe.seed,
             "recipe": settings_of(recipe),
             "recipe_sha256": fingerprint(settings_of(recipe)),
+            "lists": list_hashes(recipe),
+            "clusters": clusters,
             "stages": {
                 stage.name: {"version": stage.version, "tasks": len(work.tasks(stage))}
                 for stage in pipeline.stages

@@ -99,3 +99,41 @@ def test_one_label_key_needs_no_brackets():
     keys = {"label_key": "meta.pile_set_name", "exclude": ["Books3"], "suffixes": [".C"]}
     source = recipe(sources=[{**WEB, **keys}]).sources[0]
     assert (source.label_key, source.suffixes) == (["meta.pile_set_name"], [".c"])
+
+
+def test_named_sets_of_filters():
+    def filters(value):
+        return recipe(sources=[{**WEB, "filters": value}]).sources[0].filters
+
+    assert filters("none") == filters({}) and not filters("none").active()
+    assert filters("code") == filters({"code": True, "pii": True})
+    assert filters("web").gopher_quality and filters("web").pii and filters("web").code is None
+    with pytest.raises(InputError, match=r"sources\.0\.filters: no set of filters 'wep'; did you mean 'web'"):
+        filters("wep")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": [{**WEB, "epochs": 0}]}, r"sources\.0\.epochs: epochs must be above 0"),
+        ({"sources": [{**WEB, "epochs": "-1/2"}]}, r"sources\.0\.epochs"),
+        ({"sources": [{**WEB, "epochs": "often"}]}, r"sources\.0\.epochs: 'often' is not a number"),
+        ({"sources": [{**WEB, "name": "Report.json"}]}, "is the name of a file of ours"),
+        ({"deduplication": {"precedence": ["wep"]}}, r"precedence: no source 'wep'; did you mean 'web'"),
+        ({"deduplication": {"nearr": {}}}, r"deduplication\.nearr: unknown key; did you mean 'near'"),
+        ({"deduplication": {"near": {"threshold": 1}}}, r"deduplication\.near\.threshold"),
+        ({"decontamination": {}}, r"decontamination\.sets: this key is required"),
+        ({"shard_tokens": 0}, "shard_tokens"),
+        ({"max_error_rate": 2}, "max_error_rate"),
+    ],
+)
+def test_the_steps_keys_are_refused_by_name(changes, message):
+    with pytest.raises(InputError, match=message):
+        recipe(**changes)
+
+
+def test_the_recipe_of_the_model_card_is_valid(root):
+    made = load_recipe(root / "configs" / "data" / "stablelm-3b-4e1t.yml")
+    assert {source.epochs for source in made.sources} == {4}
+    assert made.deduplication.order([source.name for source in made.sources])[0] == "pes2o"
+    assert len(made.decontamination.sets) == 9

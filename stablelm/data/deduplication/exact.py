@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stablelm.data.deduplication.spill import UInt64, gather_bucket, write_spill
+from stablelm.data.deduplication.spill import Folders, UInt64, gather_bucket, write_spill
 from stablelm.data.texts import Texts
 
 SUFFIX = ".exact"
@@ -49,7 +49,7 @@ def spill_keys(
     return path
 
 
-def bucket_duplicates(folder: str | Path, bucket: int) -> UInt64:
+def bucket_duplicates(folder: Folders, bucket: int) -> UInt64:
     """Edges [k, 2] of one bucket: (lowest number of equal documents, another of them), sorted.
 
     The second column is what to drop; `components` makes clusters of them as of near duplicates."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stablelm.config import InputError
 from stablelm.config.deduplication import LineDeduplication
-from stablelm.data.deduplication.spill import UInt64, gather_bucket, read_spill, write_spill
+from stablelm.data.deduplication.spill import Folders, UInt64, gather_bucket, read_spill, write_spill
 from stablelm.data.texts import Texts
 from stablelm.storage import keyed_uint64
 
@@ -84,7 +84,7 @@ def spill_lines(
     return path
 
 
-def bucket_lines(folder: str | Path, bucket: int, settings: LineDeduplication) -> UInt64:
+def bucket_lines(folder: Folders, bucket: int, settings: LineDeduplication) -> UInt64:
     """uint64 [k, 2], ascending: the lines of one bucket that more than `max_documents` documents have, and
     the lowest number of these documents."""
     records = gather_bucket(folder, SUFFIX, bucket, 2)  # by line, then document

@@ -22,7 +22,7 @@ from stablelm.config.deduplication import NearDeduplication
 from stablelm.data.deduplication.bands import agreements, bands_of
 from stablelm.data.deduplication.signature_files import SUFFIX as SIGNATURES
 from stablelm.data.deduplication.signature_files import SignatureFiles, write_signatures
-from stablelm.data.deduplication.spill import UInt64, gather_bucket, write_spill
+from stablelm.data.deduplication.spill import Folders, UInt64, gather_bucket, write_spill
 from stablelm.data.texts import Texts
 from stablelm.storage import keyed_uint64
 
@@ -84,7 +84,7 @@ def spill_bands(
     return path
 
 
-def bucket_edges(folder: str | Path, bucket: int, settings: NearDeduplication) -> UInt64:
+def bucket_edges(folder: Folders, bucket: int, settings: NearDeduplication) -> UInt64:
     """Pairs [k, 2], lower number first, sorted, of the documents that one bucket finds to be one."""
     from stablelm.kernels.text.minhash import link
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stablelm.config import InputError
-from stablelm.data.deduplication.spill import UInt64
+from stablelm.data.deduplication.spill import Folders, UInt64, files_in
 from stablelm.storage import atomic_file
 
 SUFFIX = ".signatures"
@@ -43,13 +43,13 @@ def write_signatures(path: str | Path, numbers: UInt64, signatures: NDArray[np.u
 
 
 class SignatureFiles:
-    """The signatures of all shards in a folder, by document number."""
+    """The signatures of all shards in some folders, by document number."""
 
-    def __init__(self, folder: str | Path, hashes: int) -> None:
+    def __init__(self, folder: Folders, hashes: int) -> None:
         """`InputError` for a file that is cut or of other settings, and for two with the same documents."""
-        self._folder, self._hashes = Path(folder), hashes
+        self._folder, self._hashes = folder, hashes
         found = []
-        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+        for path in files_in(folder, SUFFIX):
             count = self._check(path)
             if count:
                 with open(path, "rb") as file:

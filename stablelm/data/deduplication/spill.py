@@ -15,7 +15,7 @@ checked against their CRC; a file that is cut or changed is an `InputError`."""
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,11 +114,21 @@ def count_buckets(path: str | Path) -> int:
     return count
 
 
-def gather_bucket(folder: str | Path, suffix: str, bucket: int, columns: int) -> UInt64:
-    """One bucket's records of all shards in `folder`, sorted: the same whatever the shards were."""
-    paths = sorted(Path(folder).glob(f"*{suffix}"))
+Folders = str | Path | Sequence[str | Path]
+"""A folder with the files of many shards, or several."""
+
+
+def files_in(folders: Folders, suffix: str) -> list[Path]:
+    """The files with a suffix, sorted by path."""
+    listed = [folders] if isinstance(folders, str | Path) else folders
+    return sorted(path for folder in listed for path in Path(folder).glob(f"*{suffix}"))
+
+
+def gather_bucket(folders: Folders, suffix: str, bucket: int, columns: int) -> UInt64:
+    """One bucket's records of all shards in the folders, sorted: the same whatever the shards were."""
+    paths = files_in(folders, suffix)
     if not paths:
-        raise InputError(f"{folder}: no *{suffix} files. Run the step that writes them first.")
+        raise InputError(f"{folders}: no *{suffix} files. Run the step that writes them first.")
     buckets = count_buckets(paths[0])
     if not 0 <= bucket < buckets:
         raise InputError(f"{paths[0]}: has no bucket {bucket}, only 0 to {buckets - 1}.")

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from stablelm.config import InputError
 from stablelm.config.filter_set import FilterSet
 from stablelm.config.recipe import DataRecipe
-from stablelm.data.arrays import read_arrays, texts_arrays, texts_from, write_arrays
-from stablelm.data.edits import Edits
 from stablelm.data.execution import Task, Work
 from stablelm.data.shards import Shard
 from stablelm.data.stages.reading import Read, shards_of
-from stablelm.data.texts import Texts
+from stablelm.data.stages.verdicts import write_edits, write_verdict
 
-EDITS, SIGNALS, VERDICT = "edits.arrays", "signals.parquet", "verdict.arrays"
+SIGNALS = "signals.parquet"
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,7 @@ class Signals:
         shard = Shard.open(work / task.arguments["shard"])
         columns, edits = measure(shard.texts, list(shard.urls), filters)
         _write_parquet(out / SIGNALS, {"id": np.array(list(shard.ids), object), **columns})
-        stored = edits.to_arrays()
-        words = Texts.of(stored.pop("replacements").tolist())
-        write_arrays(out / EDITS, {**stored, **texts_arrays("replacements", words)})
+        write_edits(out, edits)
         return {"edits": len(edits)}
 
 
@@ -97,24 +93,7 @@ class Decide:
 
         columns = _read_parquet(work / task.arguments["signals"] / SIGNALS)
         reasons = decide(columns, FilterSet.model_validate(task.arguments["filters"]), len(columns["id"]))
-        names = ["", *sorted(set(reasons.tolist()) - {""})]
-        codes = np.searchsorted(np.array(names, dtype=object), reasons) if len(reasons) else reasons
-        write_arrays(out / VERDICT, {"codes": codes.astype(np.int16)})
-        return {"reasons": names}
-
-
-def verdict(work: Path, place: str, reasons: list[str]) -> NDArray[Any]:
-    """Why each document of a judged shard is dropped, "" keeps it, object [n]."""
-    found: NDArray[Any] = np.array(reasons, dtype=object)[read_arrays(work / place / VERDICT)["codes"]]
-    return found
-
-
-def changes(work: Path, place: str) -> Edits:
-    """The changes of text of a measured shard."""
-    path = work / place / EDITS
-    stored = dict(read_arrays(path))
-    words = np.array(list(texts_from(stored, "replacements", path)), dtype=np.str_)
-    return Edits.from_arrays({**stored, "replacements": words}, str(path))
+        return {"reasons": write_verdict(out, reasons)}
 
 
 def _write_parquet(path: Path, columns: dict[str, NDArray[Any]]) -> None:

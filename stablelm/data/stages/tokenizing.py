@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from stablelm.config.recipe import DataRecipe
 from stablelm.data.accounts import EXAMPLES
 from stablelm.data.arrays import read_arrays, write_arrays
-from stablelm.data.execution import Mark, Task, Work
+from stablelm.data.edits import merge
+from stablelm.data.execution import Stage, Task, Work
 from stablelm.data.manifest import SIDES
 from stablelm.data.shards import Shard, batches
-from stablelm.data.stages.filtering import Decide, changes, verdict
-from stablelm.data.stages.reading import Read, ShardTask, shards_of
+from stablelm.data.stages.reading import Read, shards_of
+from stablelm.data.stages.verdicts import changed_by, read_edits, read_verdict, standing
 from stablelm.data.token_files import token_dtype
 from stablelm.data.tokenization import BATCH_BYTES, BATCH_DOCUMENTS, encode
 from stablelm.storage import atomic_directory, keyed_uint64, write_json
@@ -55,34 +56,28 @@ class Tokenize:
     tokenizer: str
     """The directory below the work directory that `keep_tokenizer` made."""
     eod_id: int
-    decide: Decide
+    judges: tuple[Stage, ...]
+    """The stages whose verdicts count, the last one last."""
+    editors: tuple[Stage, ...]
+    """Those that change texts."""
     name: str = "tokenize"
     version: int = 1
     by_content: bool = False
 
     def tasks(self, work: Work) -> list[Task]:
         """A task a document shard."""
-        judged = {task.name: mark for task, mark in work.marks(self.decide)}
-        measured = {task.name: mark for task, mark in work.marks(self.decide.signals)}
-        return [
-            self._task(shard, measured.get(shard.name), judged.get(shard.name))
-            for shard in shards_of(self.read, work)
-        ]
-
-    def _task(self, shard: ShardTask, measured: Mark | None, judged: Mark | None) -> Task:
-        arguments: dict[str, Any] = {
-            "shard": shard.path, "tokenizer": self.tokenizer,
-            "ending": [self.eod_id] if self.recipe.append_eod else [],
-        }  # fmt: skip
-        inputs = [shard.read.output]
-        if measured is not None and judged is not None:
-            arguments["verdict"] = f"{self.decide.name}/{shard.name}"
-            arguments["reasons"] = judged.result["reasons"]
-            inputs.append(judged.output)
-            if measured.result["edits"]:
-                arguments["changes"] = f"{self.decide.signals.name}/{shard.name}"
-                inputs.append(measured.output)
-        return Task(shard.name, arguments, tuple(inputs), shard.text_bytes)
+        verdicts, edits, made = standing(work, self.judges), changed_by(work, self.editors), []
+        for shard in shards_of(self.read, work):
+            about, output = verdicts.get(shard.name, ({}, ""))
+            changes = edits.get(shard.name, [])
+            arguments = {
+                "shard": shard.path, "tokenizer": self.tokenizer, **about,
+                "ending": [self.eod_id] if self.recipe.append_eod else [],
+                "changes": [place for place, _ in changes],
+            }  # fmt: skip
+            inputs = (shard.read.output, output, *(mark.output for _, mark in changes))
+            made.append(Task(shard.name, arguments, inputs, shard.text_bytes))
+        return made
 
     def run(self, work: Path, task: Task, out: Path) -> dict[str, Any]:
         """Encodes a shard: ids back to back, and for each document its row in the shard, the hash of its ids
@@ -93,12 +88,10 @@ class Tokenize:
         parts: list[NDArray[Any]] = []
         rows: list[int] = []
         contents: list[int] = []
-        reasons = [""] * len(shard)
-        if "verdict" in task.arguments:
-            reasons = verdict(work, task.arguments["verdict"], task.arguments["reasons"]).tolist()
+        reasons = read_verdict(work, task.arguments, len(shard)).tolist()
         texts = shard.texts
-        if "changes" in task.arguments:
-            texts = changes(work, task.arguments["changes"]).apply_all(texts)
+        if places := task.arguments["changes"]:
+            texts = merge(*(read_edits(work, place) for place in places)).apply_all(texts)
         for batch in batches(shard, BATCH_DOCUMENTS, BATCH_BYTES):
             kept = [row for row in batch if not reasons[row]]
             for row, ids in zip(kept, encode(tokenizer, [texts[row] for row in kept], dtype), strict=True):
