@@ -64,7 +64,7 @@ class LineDeduplication(Schema):
     """Shorter ones stay, counted without case and with white space folded: `}` and `Abstract` are no
     boilerplate."""
     max_documents: int = Field(6, ge=1)
-    """Documents that may have it; in more, it is boilerplate (Llama 3: six, among 30 million documents)."""
+    """Documents that may have it; in more, it is boilerplate (the number is our choice)."""
     keep: Literal["first", "none"] = "first"
     """first: the document of the lowest number keeps it, so no sentence leaves the corpus; none: all lose
     it."""
@@ -124,11 +124,11 @@ class Decontamination(Schema):
     white space only separate."""
     min_words: int = Field(8, ge=1)
     """A text of fewer than n words is looked for as a whole if it has at least this many; a shorter one is
-    not looked for, and counted (GPT-3 has no n below 8 either)."""
+    not looked for, and counted."""
     action: Literal["drop", "cut", "report"] = "drop"
     """drop: the document goes; cut: the words go, with `margin` bytes on both sides; report: only count."""
     margin: int = Field(200, ge=0)
-    """Bytes cut away on both sides of the words found, with `action: cut` (GPT-3: 200 characters)."""
+    """Bytes cut away on both sides of the words found, with `action: cut`."""
 
     @model_validator(mode="after")
     def _lengths(self) -> "Decontamination":

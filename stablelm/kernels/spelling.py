@@ -1,4 +1,4 @@
-"""Token ids to bytes at memory speed: each id's bytes, copied from one table. About 1 GB of text a second.
+"""Token ids to bytes: each id's bytes, copied from one table. About 0.6 GB of text a second.
 
 Its plain twin is `Tokenizer.decode` (tests/data/test_search.py holds them together)."""
 

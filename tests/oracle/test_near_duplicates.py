@@ -1,4 +1,4 @@
-"""Near duplicates beside datatrove's MinHash: the same pairs, at its own bands and threshold."""
+"""Near duplicates beside datatrove's MinHash, at its own bands: as many documents go, but for a few."""
 
 import json
 

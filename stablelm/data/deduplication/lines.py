@@ -3,7 +3,7 @@
     line_numbers   each line's number (64-bit hash of its folded text) and place     one pass over each text
     spill_lines    SHARD.lines: (line, document), once for each document             16 bytes a line
     bucket_lines   the lines of more than K documents → (line, first document)       one bucket in memory
-    Repeated       those of all buckets, mapped and sorted
+    Repeated       those of all buckets, sorted, in memory (16 bytes each)
     removals       where they stand in a shard's texts, and which texts go whole     a second pass
 
 How often a line stands in one document does not count: repetition within a document is a matter of quality,
