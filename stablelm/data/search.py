@@ -2,11 +2,11 @@
 
 The text is looked for in what the documents say, not in their tokens: how a text is cut into tokens depends
 on what stands around it. Each token's bytes are copied from a table, some 4 MB of tokens at a time, and the
-bytes searched; 0.18 GB of text a second on one core (223 MB, few hits). Exact for every byte-level
-tokenizer; with another one, whose text may depend on neighbours, each document is decoded for itself, slowly. The text passes the tokenizer's
-normalizer (NFC, for GPT-NeoX's) as the documents did. An end-of-document token is no text. Rejected:
-looking for the tokens in the middle of the text (misses where a merge reaches over a word's edge, and finds
-nothing in text without words)."""
+bytes searched; 0.18 GB of text a second on one core (223 MB, few hits). Exact for every byte-level tokenizer;
+with another one, whose text may depend on neighbours, each document is decoded for itself, slowly. The text
+passes the tokenizer's normalizer (NFC, for GPT-NeoX's) as the documents did. An end-of-document token is no
+text. Rejected: looking for the tokens in the middle of the text (misses where a merge reaches over a word's
+edge, and finds nothing in text without words)."""
 
 import itertools
 from collections.abc import Iterable, Iterator
