@@ -299,3 +299,22 @@ def test_killed_again_and_again_the_bytes_are_the_same(recipe, tmp_path, small_p
     prepare(recipe())
     assert whole(tmp_path / "out") == whole(tmp_path / "calm")
     assert [p.name for p in tmp_path.glob("out*")] == ["out"]
+
+
+# --- the core alone ----------------------------------------------------------------------------------------
+
+ALONE = """
+import sys
+for name in ("pyarrow", "zstandard", "datasets", "fsspec", "ray", "numba", "torch"):
+    sys.modules[name] = None  # importing it fails
+from stablelm.config.recipe import DataRecipe
+from stablelm.data.preparation import prepare
+prepare(DataRecipe.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_a_plain_recipe_needs_no_extra(recipe, tmp_path):
+    wanted = recipe().model_dump_json()
+    made = subprocess.run([sys.executable, "-c", ALONE, wanted], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert hashes(tmp_path / "out/web") == GOLDEN
