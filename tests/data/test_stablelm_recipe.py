@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from stablelm.config.recipe import SourceConfig
+from stablelm.config.recipe import SourceConfig, load_recipe
 from stablelm.config.schema import validate
 
 CARD = ["tiiuae/falcon-refinedweb", "togethercomputer/RedPajama-Data-1T", "CarperAI/pilev2-dev",
@@ -126,3 +126,10 @@ def test_pes2o(read, json_lines, readers, tmp_path):
     }
     path = json_lines(tmp_path / "train-00000-of-00020.json", record)
     assert seen(read(path, **readers["pes2o"])) == [("p", "9500", "", "s2orc/train")]
+
+
+def test_it_is_a_recipe(root):
+    recipe = load_recipe(root / "configs/data/stablelm-3b-4e1t.yml")
+    assert len(recipe.sources) == 5 and all(source.epochs == 4 for source in recipe.sources)
+    assert recipe.deduplication.near is not None and len(recipe.decontamination.sets) == 9
+    assert set(recipe.deduplication.precedence) == {source.name for source in recipe.sources}
