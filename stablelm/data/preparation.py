@@ -4,6 +4,8 @@
                                         train-00000.bin … when there are several
     OUT/<source>/held_out.bin …         the same for held-out documents, if there are any
     OUT/tokenizer.json …                what the ids mean
+    OUT/report.json                     what a report shows: reasons, real examples, distributions
+    OUT/clusters-exact.jsonl …-near     which documents were taken for one; decontamination.json, what leaked
     OUT/manifest.json                   what went in, what was dropped and why, sizes and hashes; written last
     OUT.work/                           what the stages made, kept: see execution.py
 
@@ -12,7 +14,7 @@ The result depends neither on the order of reading nor on how many processes did
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +24,25 @@ from stablelm.config.recipe import DataRecipe
 from stablelm.config.run import as_fraction
 from stablelm.config.schema import suggest
 from stablelm.data.accounting import final_accounts, reading_accounts
-from stablelm.data.accounts import refuse_errors
+from stablelm.data.accounts import SourceAccount, refuse_errors
 from stablelm.data.changes import list_hashes, settings_of, still_current
 from stablelm.data.execution import DONE, Executor, Progress, Stage, Work, execute, run_part
 from stablelm.data.executors.local import Local
 from stablelm.data.manifest import FORMAT, SIDES, seal
 from stablelm.data.progress import Plain
+from stablelm.data.report_data import source_report
 from stablelm.data.stages.assembling import Assemble, Layout
 from stablelm.data.stages.decontaminating import Decontaminate, IndexSets
 from stablelm.data.stages.deduplicating import Steps, export_clusters, steps
-from stablelm.data.stages.filtering import Decide, Signals
+from stablelm.data.stages.filtering import HISTOGRAMS, Decide, Signals
 from stablelm.data.stages.reading import Plan, Read, shards_of
-from stablelm.data.stages.tokenizing import Order, Tokenize, keep_tokenizer
+from stablelm.data.stages.tokenizing import EXAMPLES_FILE, Order, Tokenize, keep_tokenizer
 from stablelm.data.token_files import token_dtype
 from stablelm.storage import (
     atomic_directory,
     directory_lock,
     fingerprint,
+    read_json,
     refuse_existing,
     require_space,
     write_json,
@@ -204,6 +208,7 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
             each.name: export_clusters(each, work, directory / f"{each.name}.jsonl")
             for each in pipeline.repetitions.clusters
         }
+        write_json(directory / "report.json", {"version": 1, "sources": _report(pipeline, work, accounts)})
         if recipe.decontamination is not None:
             write_json(directory / "decontamination.json", pipeline.decontaminate.report(work))
         manifest = {
@@ -227,6 +232,25 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
         }
         write_manifest(directory, seal(manifest))
     shutil.rmtree(work.path / pipeline.assemble.name, ignore_errors=True)
+
+
+def _report(pipeline: Pipeline, work: Work, accounts: Mapping[str, SourceAccount]) -> dict[str, Any]:
+    """What `stablelm data report` shows, by source."""
+
+    def parts(stage: Stage, name: str, source: str) -> Iterator[Any]:
+        for task in work.tasks(stage):
+            if piece[task.name] == source:
+                yield read_json(work.path / stage.name / task.name / name)
+
+    piece = {shard.name: shard.source for shard in shards_of(pipeline.read, work)}
+    return {
+        name: source_report(
+            account,
+            parts(pipeline.tokenize, EXAMPLES_FILE, name),
+            parts(pipeline.signals, HISTOGRAMS, name) if pipeline.signals in pipeline.stages else (),
+        )
+        for name, account in accounts.items()
+    }
 
 
 def _reporting(progress: Progress | Callable[[str], None] | None) -> Progress:

@@ -15,4 +15,4 @@ BATCH_DOCUMENTS, BATCH_BYTES = 256, 4 << 20
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
     """Ids of each text, [tokens], of `dtype`."""
-    return [np.array(ids, dtype=dtype) for ids in tokenizer.encode_documents(texts)]
+    return tokenizer.document_arrays(texts, dtype)

@@ -1,4 +1,4 @@
-"""Text ↔ ids by any `tokenizer.json`, through the `tokenizers` library.
+"""Text ↔ ids by any `tokenizer.json`, through the `tokenizers` library (engine.py).
 
 Two encoders are built from the same bytes, because special-token parsing is a setting of the whole object
 there, not of a call. `encode` reads a prompt: a literal <|endoftext|> is id 0, as in `transformers`.
@@ -14,10 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
+import numpy as np
+from numpy.typing import NDArray
 
 from stablelm.config import InputError
 from stablelm.storage import atomic_file, read_json, write_json
+from stablelm.tokenizer.engine import Engine, build, is_fast
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +48,8 @@ class Tokenizer:
         """`content` is the file's bytes, `source` its name in errors, `settings` the tokenizer_config.json
         beside it."""
         self.source, self._content, self._settings = source, content, settings
-        self._encoder = _build(content, source)
-        self._ids = self._encoder.get_vocab(with_added_tokens=True)
+        self._encoder = build(content, source)
+        self._ids = self._encoder.vocabulary()
         self.size: int = max(self._ids.values(), default=-1) + 1
         """Ids are 0 … size − 1 (50,277 for GPT-NeoX); a model's vocabulary may be padded beyond."""
         self.sha256: str = hashlib.sha256(content).hexdigest()
@@ -91,10 +93,8 @@ class Tokenizer:
         return Tokenizer, (self._content, self.source, self._settings)
 
     @cached_property
-    def _document_encoder(self) -> tokenizers.Tokenizer:
-        encoder = _build(self._content, self.source)
-        encoder.encode_special_tokens = True
-        return encoder
+    def _document_encoder(self) -> Engine:
+        return build(self._content, self.source, documents=True)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a prompt; literal special tokens in it are parsed. NeoX tokenizers add none of their own."""
@@ -105,13 +105,19 @@ class Tokenizer:
         never 0."""
         return self._encode(self._document_encoder, texts, False)
 
-    def _encode(self, encoder: tokenizers.Tokenizer, texts: Sequence[str], special: bool) -> list[list[int]]:
+    def document_arrays(self, texts: Sequence[str], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
+        """`encode_documents` as arrays, [tokens]; without lists on the way where the engine can (1.x)."""
+        if not is_fast():
+            return [np.array(ids, dtype=dtype) for ids in self.encode_documents(texts)]
+        return self._document_encoder.arrays(texts, dtype)
+
+    def _encode(self, encoder: Engine, texts: Sequence[str], special: bool) -> list[list[int]]:
         for number, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"text {number} is a {type(text).__name__}; a string is wanted.")
         try:
-            return [e.ids for e in encoder.encode_batch_fast(list(texts), add_special_tokens=special)]
-        except TypeError:
+            return encoder.encode(texts, special)
+        except (TypeError, UnicodeEncodeError):
             for number, text in enumerate(texts):
                 refuse_surrogates(text, number)
             raise
@@ -167,7 +173,7 @@ class Tokenizer:
             raise InputError("decode wants the ids of one text; use batch_decode for several.")
         if ids and not 0 <= min(ids) <= max(ids) < 1 << 32:
             raise InputError(f"{min(ids) if min(ids) < 0 else max(ids)} is not a token id.")
-        return self._encoder.decode(ids, skip_special_tokens=skip_special_tokens)
+        return self._encoder.decode(ids, skip_special_tokens)
 
     def batch_decode(self, rows: Iterable[Any], *, skip_special_tokens: bool = False) -> list[str]:
         """`decode` of each row."""
@@ -179,7 +185,11 @@ class Tokenizer:
 
     def id_to_token(self, number: int) -> str | None:
         """The spelling of an id, or None for one that the tokenizer does not have."""
-        return self._encoder.id_to_token(number) if 0 <= number < self.size else None
+        return self._tokens.get(number)
+
+    @cached_property
+    def _tokens(self) -> dict[int, str]:
+        return {number: token for token, number in self._ids.items()}
 
     @property
     def content(self) -> bytes:
@@ -211,7 +221,7 @@ class Tokenizer:
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids that `skip_special_tokens` leaves out."""
-        return frozenset(i for i, token in self._encoder.get_added_tokens_decoder().items() if token.special)
+        return self._encoder.specials()
 
     @cached_property
     def is_byte_level(self) -> bool:
@@ -254,17 +264,6 @@ def refuse_surrogates(text: str, number: int) -> None:
             f"text {number}, character {error.start}: {text[error.start]!a} is half of a surrogate pair, "
             "which is not text; leave it out, or replace it with U+FFFD."
         ) from None
-
-
-def _build(content: bytes, source: str) -> tokenizers.Tokenizer:
-    try:
-        encoder = tokenizers.Tokenizer.from_buffer(content)
-    except (ValueError, TypeError) as error:
-        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
-        raise InputError(f"{source}: not a tokenizer.json ({reason}).") from None
-    encoder.no_truncation()
-    encoder.no_padding()
-    return encoder
 
 
 def _tokenizer_code(folder: Path) -> str | None:

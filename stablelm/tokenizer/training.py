@@ -9,9 +9,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import tokenizers
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors, trainers
-
 from stablelm.config import InputError
 from stablelm.storage import atomic_directory, refuse_existing
 from stablelm.tokenizer.tokenizer import END_OF_TEXT, PADDING, Tokenizer, refuse_surrogates
@@ -38,7 +35,14 @@ def train_tokenizer(
         )
     if out is not None:
         refuse_existing(Path(out))
-    encoder = tokenizers.Tokenizer(models.BPE())
+    try:
+        from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors, trainers
+        from tokenizers import Tokenizer as Encoder
+    except ImportError:  # 1.x only encodes
+        raise InputError(
+            "training a tokenizer needs the stable library: pip install 'tokenizers<1'."
+        ) from None
+    encoder = Encoder(models.BPE())
     encoder.normalizer = normalizers.NFC()
     # A run of spaces never reaches BPE when text is encoded (the added tokens are cut out first), so merges
     # learnt across or inside one would be ids that cannot occur: GPT-NeoX-20B has over 200 of them. Cut in

@@ -299,3 +299,49 @@ def test_killed_again_and_again_the_bytes_are_the_same(recipe, tmp_path, small_p
     prepare(recipe())
     assert whole(tmp_path / "out") == whole(tmp_path / "calm")
     assert [p.name for p in tmp_path.glob("out*")] == ["out"]
+
+
+# --- the core alone ----------------------------------------------------------------------------------------
+
+ALONE = """
+import sys
+for name in ("pyarrow", "zstandard", "datasets", "fsspec", "ray", "numba", "torch"):
+    sys.modules[name] = None  # importing it fails
+from stablelm.config.recipe import DataRecipe
+from stablelm.data.preparation import prepare
+prepare(DataRecipe.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_a_plain_recipe_needs_no_extra(recipe, tmp_path):
+    wanted = recipe().model_dump_json()
+    made = subprocess.run([sys.executable, "-c", ALONE, wanted], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert hashes(tmp_path / "out/web") == GOLDEN
+
+
+ELSEWHERE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+if __name__ == "__main__":
+    from stablelm.config.recipe import DataRecipe
+    from stablelm.data import execution
+    from stablelm.data.executors import local
+    from stablelm.data.preparation import prepare
+    from stablelm.data.stages import reading
+    assert execution.DONE == "finished.json"
+    reading.PIECE_BYTES, local.SMALL = 3000, 0
+    prepare(DataRecipe.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_workers_run_the_code_that_this_process_runs(recipe, tmp_path, root):
+    """A checkout put in front of `sys.path`, as scripts do, with another version installed."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(root / "stablelm", tmp_path / "here/stablelm", ignore=ignored)
+    path = tmp_path / "here/stablelm/data/execution.py"
+    path.write_text(path.read_text().replace('DONE = "done.json"', 'DONE = "finished.json"'))
+    script = [sys.executable, "-c", ELSEWHERE, recipe(workers=2).model_dump_json(), str(tmp_path / "here")]
+    made = subprocess.run(script, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert hashes(tmp_path / "out/web") == GOLDEN

@@ -164,7 +164,7 @@ def killed_and_resumed(recipe, whole, times, *address):
 def test_a_killed_local_worker_is_one_error_and_the_next_run_goes_on(world, whole):
     recipe = world("lost-local")
     run = start(recipe)
-    assert kill_workers(run, "multiprocessing.forkserver", 1, run.pid) == 1
+    assert kill_workers(run, "multiprocessing.spawn", 1, run.pid) == 1
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 1 and "a worker process was killed (signal 9) while doing" in errors
     assert 0 < resumed_to_the_end(recipe) < whole[1]

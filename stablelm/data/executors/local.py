@@ -5,7 +5,8 @@ process, sooner than a worker starts), are kept for the later stages, and do one
 documents share nothing, and threads that share a tokenizer's cache wait for each other. A worker that dies is
 one error that names its task; a task's error, or Ctrl-C, ends all workers at once. They also end when this
 process is killed. What is finished stays finished. Rejected: `concurrent.futures` (does not say which task a
-lost worker had, and waits for running tasks before it reports an error)."""
+lost worker had, and waits for running tasks before it reports an error); a fork server that has imported the
+package already (it looks where Python looks, and may find another version than this process runs)."""
 
 import multiprocessing
 import os
@@ -60,7 +61,7 @@ class Local:
             raise
 
     def _run(self, stage: Stage, tasks: list[Task], work: Path, finished: Callable[[Task], None]) -> None:
-        context = multiprocessing.get_context(_method())
+        context = multiprocessing.get_context("spawn")
         while len(self._pool) < min(self.workers, len(tasks)):
             self._pool.append(_Worker(context))
         tasks = tasks[::-1]
@@ -116,14 +117,6 @@ class _Remote(Exception):
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _method() -> str:
-    """Workers fork from a clean server where that exists: no threads are copied, and imports are shared."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    multiprocessing.set_forkserver_preload(["stablelm.data.preparation"])
-    return "forkserver"
 
 
 def _serve(pipe: Connection) -> None:

@@ -16,11 +16,13 @@ from stablelm.config import InputError
 from stablelm.config.filter_set import FilterSet
 from stablelm.config.recipe import DataRecipe
 from stablelm.data.execution import Task, Work
+from stablelm.data.report_data import histogram
 from stablelm.data.shards import Shard
 from stablelm.data.stages.reading import Read, shards_of
 from stablelm.data.stages.verdicts import write_edits, write_verdict
+from stablelm.storage import write_json
 
-SIGNALS = "signals.parquet"
+HISTOGRAMS, SIGNALS = "histograms.json", "signals.parquet"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Signals:
     recipe: DataRecipe
     read: Read
     name: str = "signals"
-    version: int = 1
+    version: int = 2
     by_content: bool = False
 
     def tasks(self, work: Work) -> list[Task]:
@@ -61,6 +63,7 @@ class Signals:
         columns, edits = measure(shard.texts, list(shard.urls), filters)
         _write_parquet(out / SIGNALS, {"id": np.array(list(shard.ids), object), **columns})
         write_edits(out, edits)
+        write_json(out / HISTOGRAMS, {name: histogram(column) for name, column in columns.items()})
         return {"edits": len(edits)}
 
 

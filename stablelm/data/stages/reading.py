@@ -19,11 +19,18 @@ from stablelm.data.pieces import Piece, pieces, read_piece
 from stablelm.data.shards import SHARD_BYTES, Shard, ShardWriter
 from stablelm.storage import read_json, write_json
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 64 << 20
+_SIZES = ((64 << 20, 1 << 20), (1 << 30, 4 << 20), (16 << 30, 16 << 20))
 _READING = {
     "name", "format", "subset", "split", "revision", "text_key", "id_key", "url_key", "label_key",
     "label_from_folder", "exclude",
 }  # fmt: skip
+
+
+def shard_bytes(size: int) -> int:
+    """Text of a shard of a source of `size` bytes on the disk: small sources make enough shards for all
+    workers, large ones not too many files. In few steps, so that a file more seldom cuts all anew."""
+    return min(SHARD_BYTES, next((step for limit, step in _SIZES if size < limit), SHARD_BYTES))
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,12 @@ class Plan:
         for source in self.recipe.sources:
             ignored: Counter[str] = Counter()
             files = find_files(source, ".", ignored)
+            size = sum(file.size for file in files)
             arguments = {
-                "files": [file.as_dict() for file in files], "ignored": dict(ignored), "target": PIECE_BYTES,
+                "files": [file.as_dict() for file in files], "ignored": dict(ignored),
+                "target": min(PIECE_BYTES, 8 * shard_bytes(size)),
             }  # fmt: skip
-            made.append(Task(source.name, arguments, size=sum(file.size for file in files)))
+            made.append(Task(source.name, arguments, size=size))
         return made
 
     def run(self, work: Path, task: Task, out: Path) -> dict[str, Any]:
@@ -74,7 +83,7 @@ class Read:
             for number, values in enumerate(found):
                 arguments = {
                     "source": settings, "piece": values, "on_error": self.recipe.on_error,
-                    "shard_bytes": SHARD_BYTES,
+                    "shard_bytes": shard_bytes(plan.size),
                 }  # fmt: skip
                 size = Piece.from_dict(values).size
                 made.append(Task(f"{source.name}-{number:05d}", arguments, size=size))

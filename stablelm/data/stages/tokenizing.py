@@ -8,6 +8,7 @@ seed or share need not encode again."""
 
 import functools
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from stablelm.data.arrays import read_arrays, write_arrays
 from stablelm.data.edits import merge
 from stablelm.data.execution import Stage, Task, Work
 from stablelm.data.manifest import SIDES
+from stablelm.data.report_data import examples
 from stablelm.data.shards import Shard, batches
 from stablelm.data.stages.reading import Read, shards_of
 from stablelm.data.stages.verdicts import changed_by, read_edits, read_verdict, standing
@@ -30,7 +32,7 @@ from stablelm.data.tokenization import BATCH_BYTES, BATCH_DOCUMENTS, encode
 from stablelm.storage import atomic_directory, keyed_uint64, write_json
 from stablelm.tokenizer import Tokenizer
 
-NO_TOKENS = "no tokens"
+NO_TOKENS, EXAMPLES_FILE = "no tokens", "examples.json"
 
 
 def keep_tokenizer(tokenizer: Tokenizer, work: Path) -> str:
@@ -61,7 +63,7 @@ class Tokenize:
     editors: tuple[Stage, ...]
     """Those that change texts."""
     name: str = "tokenize"
-    version: int = 1
+    version: int = 2
     by_content: bool = False
 
     def tasks(self, work: Work) -> list[Task]:
@@ -112,6 +114,7 @@ class Tokenize:
             "rows": np.array(rows, np.int64), "contents": np.array(contents, np.uint64),
             "text_bytes": text_bytes,
         })  # fmt: skip
+        (out / EXAMPLES_FILE).write_text(json.dumps(examples(shard, texts, reasons)), encoding="utf-8")
         changed = int((before != after).sum())
         return {
             **fates(shard, reasons),
