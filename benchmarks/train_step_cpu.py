@@ -17,7 +17,7 @@ from measure import in_fresh_process, interleave, peak_memory, ratio, summary, w
 
 from stablelm.config import ModelConfig
 from stablelm.config.model import to_huggingface
-from stablelm.config.run import OptimizerConfig
+from stablelm.config.optimization import OptimizerConfig
 from stablelm.model import StableLM
 from stablelm.planning import hardware, matmul_peak
 from stablelm.training.optimizer import make_optimizer

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stablelm.config.deduplication import Decontamination, Deduplication
 from stablelm.config.filter_set import FilterSet
-from stablelm.config.run import as_fraction
+from stablelm.config.mixture import as_fraction
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
 from stablelm.config.slurm import SlurmConfig
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stablelm.config import InputError
-from stablelm.config.run import DataConfig, PhaseConfig, as_fraction
+from stablelm.config.mixture import DataConfig, PhaseConfig, as_fraction
 from stablelm.config.schema import suggest
 from stablelm.data.manifest import Dataset
 from stablelm.data.mixture import BLOCK, Mixture, Phase

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stablelm.config import InputError
-from stablelm.config.run import NeoxConfig
+from stablelm.config.mixture import NeoxConfig
 from stablelm.data.token_files import TokenFile
 from stablelm.storage import fingerprint
 from stablelm.tokenizer import Tokenizer

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stablelm.config import InputError
-from stablelm.config.run import DataConfig, NeoxConfig
+from stablelm.config.mixture import DataConfig, NeoxConfig
 from stablelm.config.schema import suggest
 from stablelm.data.mixture import BLOCK
 from stablelm.data.neox_files import NeoxFiles

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from stablelm.config import InputError
+from stablelm.config.mixture import as_fraction
 from stablelm.config.recipe import DataRecipe
-from stablelm.config.run import as_fraction
 from stablelm.config.schema import suggest
 from stablelm.data.accounting import final_accounts, reading_accounts
 from stablelm.data.accounts import SourceAccount, refuse_errors

@@ -6,7 +6,7 @@ implementation: one pass over weights, gradients and moments."""
 import torch
 from torch import Tensor, nn
 
-from stablelm.config.run import OptimizerConfig
+from stablelm.config.optimization import OptimizerConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from stablelm.config import InputError, RunConfig, load_run_config
-from stablelm.config.run import as_fraction, reference_yaml, run_config, small_yaml
+from stablelm.config.mixture import as_fraction
+from stablelm.config.run import reference_yaml, run_config, small_yaml
 from stablelm.config.schema import Schema, validate
 
 DATA = {"path": "prepared", "epochs": {"web": 4, "code": 1}}

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from stablelm.config.run import DataConfig
+from stablelm.config.mixture import DataConfig
 from stablelm.data import Loader, Mixture
 
 TABLES = {

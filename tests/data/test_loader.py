@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stablelm.config import InputError
-from stablelm.config.run import DataConfig
+from stablelm.config.mixture import DataConfig
 from stablelm.data import Loader
 
 LENGTHS = [7, 1, 30, 2, 2, 41, 17]  # 100 tokens

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stablelm.config import InputError
-from stablelm.config.run import DataConfig, run_config
+from stablelm.config.mixture import DataConfig
+from stablelm.config.run import run_config
 from stablelm.data import TokenFileWriter
 from stablelm.data.mixture import BLOCK
 from stablelm.data.neox_files import NeoxFiles

@@ -3,7 +3,7 @@
 import torch
 
 from stablelm.config import preset
-from stablelm.config.run import OptimizerConfig
+from stablelm.config.optimization import OptimizerConfig
 from stablelm.model import StableLM
 from stablelm.training.optimizer import make_optimizer, moments, set_step
 
