@@ -1,8 +1,17 @@
-"""What the device at hand can do, measured: the matrix-product rate that MFU is stated against."""
+"""What a device can do: one table of those that are known by name, a measurement of those that are not.
+
+The rates of the table are the makers' dense bf16 figures (never those "with sparsity", which are twice as
+high); memory is what the driver lets PyTorch have, not what the name says. Both the planner and the trainer's
+MFU read this table; a device that it does not know is measured, and the result says which of the two it is.
+A slice of a GPU (MIG), a PCIe or NVL card of another clock, and a superchip are not the device of the row.
+Rejected: a rate guessed from the name of a family (an H100 PCIe does 756 TFLOP/s, an H100 SXM 989)."""
 
 import contextlib
+import os
 import platform
+import re
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +19,127 @@ from typing import Any
 import torch
 
 from stablelm.config import InputError
+
+GIB = 2**30
+HOPPER_USE = "42.3 % at 2.66B and 4,096 tokens, llm-foundry's table of 8 × H100, nothing recomputed"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One kind of device; rates in bytes or FLOP a second."""
+
+    name: str
+    """How the command line says it."""
+    title: str
+    """The maker's name."""
+    bf16: float
+    """Dense matrix products in bf16 with fp32 accumulation, FLOP/s."""
+    memory: int
+    """Bytes that PyTorch sees."""
+    bandwidth: float
+    """Its own memory, bytes/s."""
+    link: float
+    """To the other devices of its node, bytes/s in one direction."""
+    per_node: int
+    """Devices in the usual node."""
+    utilization: float
+    """Share of `bf16` that training is assumed to reach, recomputation counted as work."""
+    utilization_source: str
+    """Where that assumption comes from."""
+    source: str
+    """Where the other figures come from."""
+
+    def lines(self) -> list[str]:
+        """The device for a reader, a line each."""
+        rate, memory = f"{self.bf16 / 1e12:,.4g} TFLOP/s in bf16", f"{self.memory / GIB:,.1f} GiB"
+        return [f"{self.title}: {rate}, {memory} at {self.bandwidth / 1e9:,.0f} GB/s", f"  {self.source}"]
+
+
+_AMPERE_USE = "the original run's 52.6 % on 256 × A100, 6,028 tokens/s each, all recomputed; rounded down"
+_AS_HOPPER = f"as an H100: {HOPPER_USE}"
+_ROWS = (
+    Device("a100-40gb", "NVIDIA A100 SXM4 40GB", 312e12, int(39.39 * GIB), 1555e9, 300e9, 8, 0.50,
+           _AMPERE_USE, "NVIDIA A100 datasheet: 312 TFLOP/s, 1,555 GB/s, NVLink 600 GB/s both ways"),
+    Device("a100-80gb", "NVIDIA A100 SXM4 80GB", 312e12, int(79.15 * GIB), 2039e9, 300e9, 8, 0.50,
+           _AMPERE_USE, "NVIDIA A100 datasheet: 312 TFLOP/s, 2,039 GB/s, NVLink 600 GB/s both ways"),
+    Device("h100", "NVIDIA H100 SXM5 80GB", 989.5e12, int(79.1 * GIB), 3350e9, 450e9, 8, 0.42,
+           HOPPER_USE, "NVIDIA H100 datasheet: half of 1,979 TFLOP/s (sparse), 3.35 TB/s, NVLink 900 GB/s"),
+    Device("h200", "NVIDIA H200 SXM 141GB", 989.5e12, int(139.7 * GIB), 4800e9, 450e9, 8, 0.42,
+           _AS_HOPPER, "NVIDIA H200 datasheet: half of 1,979 TFLOP/s (sparse), 4.8 TB/s, NVLink 900 GB/s"),
+    Device("b200", "NVIDIA B200 SXM 180GB", 2250e12, int(178.3 * GIB), 7700e9, 900e9, 8, 0.42,
+           _AS_HOPPER, "NVIDIA HGX B200 datasheet: 8 do half of 36 PFLOP/s with sparsity, 7.7 TB/s each, "
+           "NVLink 1.8 TB/s"),
+    Device("mi300x", "AMD Instinct MI300X 192GB", 1307.4e12, int(191.9 * GIB), 5300e9, 448e9, 8, 0.42,
+           _AS_HOPPER, "AMD MI300X datasheet: 1,307.4 TFLOP/s, 5.3 TB/s, 7 links of 128 GB/s both ways"),
+)  # fmt: skip
+DEVICES = {row.name: row for row in _ROWS}
+"""Name → device. Sources: the makers' datasheets (see each row's `source`); the memory is the capacity that
+PyTorch prints in its out-of-memory messages on that device, where several are printed the smallest."""
+
+
+def device_named(name: str) -> Device:
+    """The row of that name, or this machine's CPU, measured now (0.4 s); raises `InputError` with the names
+    there are."""
+    wanted = re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removeprefix("amd")
+    for row in _ROWS:
+        plain = row.name.replace("-", "")
+        if wanted in (plain, plain.removesuffix("gb")):
+            return row
+    if wanted == "cpu":
+        return measured_cpu()
+    raise InputError(
+        f"GPU {name!r} is not in the table of devices; known are {', '.join(DEVICES)} and cpu (this machine, "
+        "measured). For another device take the nearest row and say what it reaches with --tokens-per-second."
+    )
+
+
+def known_device(name: str, memory: int) -> Device | None:
+    """The row of a GPU that calls itself `name` and has `memory` bytes; None where no row is certain."""
+    words = set(re.split(r"[^A-Za-z0-9]+", name.upper()))
+    if "MIG" in words:
+        return None
+    for row in _ROWS:
+        chip = row.name.split("-")[0].upper()
+        other_clock = words & {"PCIE", "NVL"} and chip != "A100"  # an A100 has one rate on every board
+        if chip in words and not other_clock and abs(memory - row.memory) < 0.04 * row.memory:
+            return row
+    return None
+
+
+@lru_cache
+def measured_cpu() -> Device:
+    """This machine's CPU as PyTorch uses it now: matrix products in bf16, copies, and its memory."""
+    block = torch.zeros(64 * 2**20, dtype=torch.uint8)
+    target, fastest = torch.empty_like(block), float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        target.copy_(block)
+        fastest = min(fastest, time.perf_counter() - began)
+    copied = 2 * block.numel() / fastest  # read and written
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device("cpu", _processor(), matmul_peak("cpu", torch.bfloat16), memory, copied, copied, 1, 0.50,
+                  "assumed: nothing is known of this machine",
+                  f"measured on this machine just now, {torch.get_num_threads()} threads")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What MFU is stated against."""
+
+    rate: float
+    """FLOP/s."""
+    source: str
+    """Table or measurement, for a reader."""
+
+
+def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
+    """The table's rate for bf16 on a GPU that the table knows, else what matrix products reach here."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        about = torch.cuda.get_device_properties(device)
+        row = known_device(about.name, about.total_memory)
+        if row is not None:
+            return Peak(row.bf16, f"datasheet of the {row.title}")
+    return Peak(matmul_peak(device.type, dtype), "measured in matrix products")
 
 
 @lru_cache

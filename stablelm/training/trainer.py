@@ -21,7 +21,7 @@ from stablelm.interchange.hub import resolve
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.provenance import Ancestor, ancestors_of
 from stablelm.model import StableLM
-from stablelm.planning import Plan, hardware, make_plan, matmul_peak, resolve_device
+from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
 from stablelm.storage import directory_lock, require_space, write_json, write_text
 from stablelm.training.checkpoint import (
     clear_leftovers,
@@ -120,11 +120,10 @@ class Trainer:
             self.console.message(f"{self.run}: all {self.plan.steps:,} steps are done already")
             return self.run
         require_space(self.run, 13 * self.plan.parameters, "a checkpoint")
-        self.peak = matmul_peak(self.device.type, self.dtype)
+        self.peak = peak_of(self.device, self.dtype)
         self.console.message(
-            f"{hardware(self.device)['name']}, {self.config.precision}: {self.peak / 1e9:,.0f} GFLOP/s in "
-            "matrix "
-            "products"
+            f"{hardware(self.device)['name']}, {self.config.precision}: MFU is stated against "
+            f"{self.peak.rate / 1e9:,.0f} GFLOP/s ({self.peak.source})"
         )
         self.console.start(self.plan.steps, self.step)
         try:
@@ -156,7 +155,7 @@ class Trainer:
             rate = record["step_tokens"] / seconds
             record |= {
                 "tokens_per_second": rate,
-                "mfu": rate * self.plan.flops_per_token / self.peak,
+                "mfu": rate * self.plan.flops_per_token / self.peak.rate,
                 "seconds": seconds,
             }
             metrics.write(record)
