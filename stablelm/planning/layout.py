@@ -1,0 +1,149 @@
+"""How a run lies on its devices: who holds what, and how a step is cut into passes.
+
+A mesh (replicate, shard, tensor) with tensor innermost, so its group sits inside a node. Nothing here touches
+a device or a process group: a layout of 256 GPUs is checked on a laptop."""
+
+from dataclasses import dataclass
+
+from stablelm.config import InputError, ModelConfig
+
+PRECISIONS = {"bf16": (4, 2, 4), "fp32": (4, 4, 4), "bf16-pure": (2, 2, 4)}
+"""Precision → bytes a number of the kept weights and moments, of the computation, of the reduction."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to run a step."""
+
+    replicate: int
+    """Replicas of the sharded state."""
+    shard: int
+    """Devices over which weights, moments and gradients of one replica are sharded."""
+    tensor: int
+    """Devices that share every matrix product."""
+    zero: int
+    """What is sharded (Rajbhandari et al., 2020): 0 nothing, 1 moments, 2 gradients, 3 weights."""
+    sequence_parallel: bool
+    """Norms and residual stream are cut along the sequence over the tensor group."""
+    micro_sequences: int
+    """Sequences in one pass of one data-parallel rank."""
+    micro_batches: int
+    """Passes accumulated in a step."""
+    sequence_length: int
+    """Tokens in a sequence."""
+    recompute: str | int = "none"
+    """none, selective, full, or n: every n-th block."""
+    precision: str = "bf16"
+    """bf16, fp32, bf16-pure."""
+    loss_chunk: int = 512
+    """Tokens whose logits are alive at once."""
+
+    @property
+    def world(self) -> int:
+        """Devices."""
+        return self.replicate * self.shard * self.tensor
+
+    @property
+    def data(self) -> int:
+        """Ranks that read different samples."""
+        return self.replicate * self.shard
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one pass of one rank."""
+        return self.micro_sequences * self.sequence_length
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in one step, over all devices; what the last pass lacks is counted as if it were there."""
+        return self.data * self.micro_batches * self.tokens
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Bytes a number: kept, computed with, reduced."""
+        return PRECISIONS[self.precision]
+
+    def describe(self) -> str:
+        """The layout in a line."""
+        tensor = f" × tensor {self.tensor}" if self.tensor > 1 else ""
+        cut = " with sequence parallelism" if self.tensor > 1 and self.sequence_parallel else ""
+        recompute = f"every {self.recompute}. block" if isinstance(self.recompute, int) else self.recompute
+        return (
+            f"replicate {self.replicate} × shard {self.shard}{tensor}{cut}, ZeRO {self.zero}, micro-batch "
+            f"{self.micro_sequences} × {self.micro_batches}, recompute {recompute}, {self.precision}"
+        )
+
+
+def make_layout(
+    model: ModelConfig,
+    world: int,
+    *,
+    sequences: int,
+    micro_sequences: int,
+    sequence_length: int,
+    replicate: int = 1,
+    shard: int | None = None,
+    tensor: int = 1,
+    zero: int = 1,
+    sequence_parallel: bool = True,
+    recompute: str | int = "none",
+    precision: str = "bf16",
+    loss_chunk: int = 512,
+) -> Layout:
+    """The layout of a step of `sequences` on `world` devices; refuses one that does not come out even.
+
+    `shard` None takes what is left. ZeRO 0 shards nothing: every data-parallel rank is a replica."""
+    if tensor > 1:
+        _divides(model, tensor, sequence_length if sequence_parallel else None)
+    if world % tensor:
+        raise InputError(
+            f"parallel.tensor {tensor} does not divide {world} GPUs; take one of {_some(world)}."
+        )
+    data = world // tensor
+    if zero == 0:
+        replicate, shard = data, 1
+    if shard is None:
+        if data % replicate:
+            raise InputError(
+                f"parallel.replicate {replicate} does not divide the {data} data-parallel ranks ({world} "
+                f"GPUs, tensor {tensor}); take one of {_some(data)}."
+            )
+        shard = data // replicate
+    if replicate * shard != data:
+        raise InputError(
+            f"parallel: replicate {replicate} × shard {shard} × tensor {tensor} is "
+            f"{replicate * shard * tensor} GPUs, not {world}. Leave parallel.shard out (it takes what is left), "
+            "or change --gpus."
+        )
+    if sequences % data:
+        raise InputError(
+            f"batch.sequences {sequences:,} does not divide over {data} data-parallel ranks ({world} GPUs, "
+            f"tensor {tensor}). Take a number of GPUs that divides {sequences * tensor:,}, or another "
+            "batch.sequences."
+        )
+    mine = sequences // data
+    micro = min(micro_sequences, mine)
+    return Layout(
+        replicate, shard, tensor, zero, sequence_parallel, micro, -(-mine // micro), sequence_length,
+        recompute, precision, loss_chunk,
+    )  # fmt: skip
+
+
+def _divides(model: ModelConfig, tensor: int, sequence_length: int | None) -> None:
+    wanted = {
+        "model.num_attention_heads": model.num_attention_heads,
+        "model.num_key_value_heads": model.num_key_value_heads,
+        "model.intermediate_size": model.intermediate_size,
+        "model.vocab_size": model.vocab_size,
+        "batch.sequence_length (sequence parallelism)": sequence_length or tensor,
+    }
+    for name, size in wanted.items():
+        if size % tensor:
+            raise InputError(
+                f"parallel.tensor {tensor} does not divide {name} {size:,}; take one of {_some(size)}."
+            )
+
+
+def _some(number: int) -> str:
+    """The divisors of a number that a tensor group or a replica count may have."""
+    return ", ".join(str(n) for n in range(1, min(number, 64) + 1) if number % n == 0)

@@ -1,0 +1,198 @@
+"""What a training step needs on one device, by component, from formulas alone.
+
+State: Rajbhandari et al. (2020, ZeRO). Activations: what autograd keeps of each operation of our block,
+counted as Korthikanti et al. (2022) do, and in our network (18 + 8·m/h)·s·b·h + 4·s·b·a bytes in bf16 where
+theirs is 34·s·b·h + 5·a·s²·b: SwiGLU, no dropout, no biases, attention scores never kept. What `fully_shard`
+allocates is followed, not an ideal ZeRO: weights and moments are sharded at every stage; stages 1 and 2 keep
+the gathered compute copy through the step, stage 1 also whole fp32 gradients while it accumulates.
+
+The peak is the worst of three moments: the loss (all activations, the head's gradient twice), the backward
+pass of the last block, the reduction of embedding and head. Eager figures, an upper bound: a compiled block
+keeps less. Tests hold the formulas against what autograd really keeps and against a whole fake step."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from stablelm.config import ModelConfig
+from stablelm.planning.devices import GIB, Device
+from stablelm.planning.flops import recomputed_blocks
+from stablelm.planning.layout import Layout
+
+RESERVED = int(1.5 * GIB)
+"""Assumed for the driver's context, NCCL's buffers and cuBLAS workspaces of one process."""
+FRAGMENTED = 0.04
+"""Assumed share of a device's memory that the allocator cannot hand out."""
+
+Cut = Literal[0, 1] | None
+"""Dimension that tensor parallelism cuts; None is whole on each of its ranks."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device that holds most, at the worst moment of a step."""
+
+    weights: int
+    """Kept weights, this device's shard."""
+    moments: int
+    """AdamW's two, this device's shard."""
+    gradients: int
+    """The shard, and whole ones where stages 0 and 1 accumulate."""
+    gathered: int
+    """Weights as the computation reads them."""
+    activations: int
+    """What the forward pass keeps for the backward pass."""
+    passing: int
+    """What lives for a moment: logits, the head's gradient, communication, the block at work."""
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return sum(asdict(self).values())
+
+    @property
+    def needed(self) -> int:
+        """`total` and what the process takes besides tensors."""
+        return self.total + RESERVED
+
+    def fits(self, device: Device) -> bool:
+        """Whether the device holds it, `FRAGMENTED` of its memory left out."""
+        return self.needed <= usable(device)
+
+    def as_dict(self) -> dict[str, int]:
+        """For JSON: the components, their total, and what is needed."""
+        return {**asdict(self), "total": self.total, "needed": self.needed}
+
+
+def usable(device: Device) -> int:
+    """Bytes of the device that a step may need."""
+    return int(device.memory * (1 - FRAGMENTED))
+
+
+def memory_of(model: ModelConfig, layout: Layout) -> Memory:
+    """Bytes of one step of `model` in `layout`, on rank 0 (no rank holds more)."""
+    kept, computed, reduced = layout.widths
+    tokens, tensor, hidden = layout.tokens, layout.tensor, model.hidden_size
+    alone = layout.world == 1  # no process group: each matrix is cast where it is used, no gradient moves
+    local = sum(local_numbers(shape, cut, layout) for _, shape, cut in parameter_shapes(model))
+    root, block = group_numbers(model, tensor)
+    whole = root + model.num_hidden_layers * block
+    head = model.vocab_size * hidden // tensor
+
+    accumulates = layout.zero <= 1 and layout.micro_batches > 1 and not alone
+    if alone:
+        gathered = 0 if kept == computed else computed * (whole - head)  # the embedding is read in place
+    else:
+        gathered = computed * (whole if layout.zero < 3 else root + 2 * block)
+
+    stream = computed * tokens * hidden  # one tensor of the residual stream
+    sliced = stream // tensor if layout.sequence_parallel else stream
+    again = recomputed_blocks(model, layout.recompute)
+    saved = block_activations(model, layout)
+    plain = selective_activations(model, layout) if layout.recompute == "selective" else saved
+    activations = (
+        again * sliced + (model.num_hidden_layers - again) * plain + 2 * sliced
+    )  # input of norm and head
+
+    at_work = 3 * computed * tokens * model.intermediate_size // tensor + 3 * stream
+    if again or layout.recompute == "selective":
+        at_work += saved
+    moving = 0 if alone else 2 * reduced * block + (2 * computed * block if layout.zero == 3 else 0)
+    chunk = min(layout.loss_chunk, tokens) * model.vocab_size // tensor
+    logits = chunk * (computed + (4 if computed != 4 else 0))
+    ends = 0 if alone else (computed + reduced) * root
+    return Memory(
+        weights=kept * local,
+        moments=2 * kept * local,
+        gradients=kept * local + (reduced * whole if accumulates else 0),
+        gathered=gathered,
+        activations=activations,
+        passing=max(
+            4 * head + max(logits, 4 * head) + 2 * stream,
+            moving + computed * head + at_work,
+            ends - activations,
+        ),
+    )
+
+
+def parameter_shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], Cut]]:
+    """Name, shape and tensor-parallel cut of every weight, in the order of the network."""
+    h, m, kv = model.hidden_size, model.intermediate_size, model.num_key_value_heads * model.head_dim
+
+    def norm(name: str) -> Iterator[tuple[str, tuple[int, ...], Cut]]:
+        yield f"{name}.weight", (h,), None
+        if model.use_norm_bias:
+            yield f"{name}.bias", (h,), None
+
+    yield "model.embed_tokens.weight", (model.vocab_size, h), 0
+    for index in range(model.num_hidden_layers):
+        at = f"model.layers.{index}"
+        yield from norm(f"{at}.input_layernorm")
+        for name, width in (("q", h), ("k", kv), ("v", kv)):
+            yield f"{at}.self_attn.{name}_proj.weight", (width, h), 0
+            if model.use_qkv_bias:
+                yield f"{at}.self_attn.{name}_proj.bias", (width,), 0
+        yield f"{at}.self_attn.o_proj.weight", (h, h), 1
+        if model.qk_layernorm:
+            for name, heads in (("q", model.num_attention_heads), ("k", model.num_key_value_heads)):
+                for head in range(heads):
+                    yield f"{at}.self_attn.{name}_layernorm.norms.{head}.weight", (model.head_dim,), None
+        if not model.use_parallel_residual:
+            yield from norm(f"{at}.post_attention_layernorm")
+        yield f"{at}.mlp.gate_proj.weight", (m, h), 0
+        yield f"{at}.mlp.up_proj.weight", (m, h), 0
+        yield f"{at}.mlp.down_proj.weight", (h, m), 1
+    yield from norm("model.norm")
+    yield "lm_head.weight", (model.vocab_size, h), 0
+
+
+def local_numbers(shape: tuple[int, ...], cut: Cut, layout: Layout) -> int:
+    """Numbers of a weight that rank 0 keeps: cut over the tensor group, then rows over the shard group.
+
+    Rows that do not divide go to the first ranks, as `torch.chunk` does."""
+    sizes = list(shape)
+    if cut is not None:
+        sizes[cut] //= layout.tensor
+    sizes[0] = -(-sizes[0] // layout.shard)
+    return math.prod(sizes)
+
+
+def group_numbers(model: ModelConfig, tensor: int) -> tuple[int, int]:
+    """Numbers gathered at once on a tensor rank: embedding, last norm and head together; one block."""
+    root = block = 0
+    for name, shape, cut in parameter_shapes(model):
+        size = math.prod(shape) // (1 if cut is None else tensor)
+        if not name.startswith("model.layers."):
+            root += size
+        elif name.startswith("model.layers.0."):
+            block += size
+    return root, block
+
+
+def block_activations(model: ModelConfig, layout: Layout) -> int:
+    """Bytes that autograd keeps of one block's forward pass.
+
+    Inputs of both norms, what the projections read (gathered under sequence parallelism), rotated q and k, v,
+    the attention's result with its log-sum-exp and once more in the order that o reads, gate, up, silu(gate),
+    and their product."""
+    width, tokens, tensor = layout.widths[1], layout.tokens, layout.tensor
+    cut = tensor if layout.sequence_parallel else 1
+    h, kv, heads = model.hidden_size, model.num_key_value_heads * model.head_dim, model.num_attention_heads
+    norms = 1 if model.use_parallel_residual else 2
+    numbers = norms * (h / cut + h) + (3 * h + 2 * kv + 4 * model.intermediate_size) / tensor
+    exact = 4 * heads / tensor + 8 * norms / cut  # log-sum-exp; mean and deviation of each norm
+    if model.qk_layernorm:  # in float32: what it reads and what it makes, mean and deviation of each head
+        exact += 8 * (h + kv + heads + model.num_key_value_heads) / tensor
+    return int(tokens * (width * numbers + exact))
+
+
+def selective_activations(model: ModelConfig, layout: Layout) -> int:
+    """Bytes kept of one block when only matrix products and attention are kept, and the rest is made again.
+
+    The block's input, q, k, v before rotation, the attention's result, the outputs of o, gate, up, down."""
+    width, tokens, tensor = layout.widths[1], layout.tokens, layout.tensor
+    cut = tensor if layout.sequence_parallel else 1
+    h, kv = model.hidden_size, model.num_key_value_heads * model.head_dim
+    numbers = 3 * h / cut + (2 * h + 2 * kv + 2 * model.intermediate_size) / tensor
+    return int(tokens * (width * numbers + 4 * model.num_attention_heads / tensor))
