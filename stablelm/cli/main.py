@@ -31,7 +31,7 @@ def application() -> "typer.Typer":
     """The verbs."""
     import typer
 
-    from stablelm.cli import data, demo, generate, models, tokenizer, train
+    from stablelm.cli import data, demo, generate, models, plan, tokenizer, train
 
     app = typer.Typer(
         name="stablelm",
@@ -42,8 +42,8 @@ def application() -> "typer.Typer":
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
     )  # fmt: skip
 
-    verbs = (demo.demo, models.init, train.train, train.report, generate.generate, models.inspect)
-    for verb in (*verbs, models.convert, models.export):
+    verbs = (demo.demo, models.init, plan.plan, train.train, train.report, generate.generate)
+    for verb in (*verbs, models.inspect, models.convert, models.export):
         app.command()(verb)
     app.add_typer(data.app, name="data")
     app.add_typer(tokenizer.app, name="tokenizer")

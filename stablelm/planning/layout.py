@@ -5,7 +5,7 @@ a device or a process group: a layout of 256 GPUs is checked on a laptop."""
 
 from dataclasses import dataclass
 
-from stablelm.config import InputError, ModelConfig
+from stablelm.config import InputError, ModelConfig, RunConfig
 
 PRECISIONS = {"bf16": (4, 2, 4), "fp32": (4, 4, 4), "bf16-pure": (2, 2, 4)}
 """Precision → bytes a number of the kept weights and moments, of the computation, of the reduction."""
@@ -112,7 +112,7 @@ def make_layout(
     if replicate * shard != data:
         raise InputError(
             f"parallel: replicate {replicate} × shard {shard} × tensor {tensor} is "
-            f"{replicate * shard * tensor} GPUs, not {world}. Leave parallel.shard out (it takes what is left), "
+            f"{replicate * shard * tensor} GPUs, not {world}. Leave parallel.shard out (it takes the rest), "
             "or change --gpus."
         )
     if sequences % data:
@@ -126,6 +126,16 @@ def make_layout(
     return Layout(
         replicate, shard, tensor, zero, sequence_parallel, micro, -(-mine // micro), sequence_length,
         recompute, precision, loss_chunk,
+    )  # fmt: skip
+
+
+def layout_of(config: RunConfig, world: int) -> Layout:
+    """The layout of a run on `world` devices."""
+    batch = config.batch
+    return make_layout(
+        config.model, world,
+        sequences=batch.sequences, micro_sequences=batch.micro_sequences,
+        sequence_length=batch.sequence_length, precision=config.precision, loss_chunk=config.loss_chunk,
     )  # fmt: skip
 
 

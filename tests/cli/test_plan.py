@@ -1,0 +1,59 @@
+"""`stablelm plan` as it is typed."""
+
+import json
+
+import pytest
+import yaml
+
+ORIGINAL = {"data": {"path": "nowhere", "epochs": {"web": 1}}, "steps": 955_000}
+
+
+@pytest.fixture
+def original(inside):
+    """The original run in our spelling; no data beside it."""
+    (inside / "run.yml").write_text(yaml.safe_dump(ORIGINAL))
+    return inside
+
+
+def test_plan(run, original):
+    said = run("plan", "run.yml", "--gpus", 256, "--gpu", "a100-40gb", "--tokens-per-second", 6028,
+               "--price-per-gpu-hour", 1.5)  # fmt: skip
+    assert said.code == 0 and said.err == ""
+    for words in (
+        "2,795,443,200 parameters",
+        "955,000 steps",
+        "30.0 days",
+        "ZeRO",
+        "276,872 at the price given",
+    ):
+        assert words in said.out
+    assert {path.name for path in original.iterdir()} == {"run.yml"}  # nothing is written
+
+
+def test_plan_as_json(run, original):
+    said = run("plan", "run.yml", "--gpus", 8, "--gpu", "H100", "--mfu", 0.4, "--json")
+    about = json.loads(said.out)
+    assert about["device"]["name"] == "h100" and about["gpus"] == 8 and about["config"] == "run.yml"
+    assert about["utilization"]["mfu"] == pytest.approx(0.4)
+
+
+def test_plan_looks_at_prepared_data(run, world):
+    about = json.loads(run("plan", world / "run.yml", "--gpus", 2, "--gpu", "cpu", "--json").out)
+    assert about["steps"] == json.loads((world / "run" / "plan.json").read_text())["steps"]
+    assert about["device"]["name"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--gpus 256 --gpu a1000", "known are a100-40gb, a100-80gb, h100, h200, b200, mi300x and cpu"),
+        ("--gpus 3 --gpu h100", "batch.sequences 1,024 does not divide over 3 data-parallel ranks"),
+        ("--gpus 0 --gpu h100", "--gpus"),
+        ("--gpus 8 --gpu h100 --mfu 40", "as 0.4 for 40 %"),
+        ("--gpus 8", "--gpu"),
+        ("--gpus 8 --gpu h100 --set bacth.sequences=4", "did you mean"),
+    ],
+)
+def test_mistakes(run, original, arguments, message):
+    said = run("plan", "run.yml", *arguments.split())
+    assert said.code == 2 and said.out == "" and message in said.err and "Traceback" not in said.err
