@@ -9,8 +9,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stablelm.config.card import CardConfig
+from stablelm.config.errors import InputError
 from stablelm.config.mixture import DataConfig
 from stablelm.config.model import ModelConfig, preset
+from stablelm.config.neox import Reading, is_neox, read_neox
+from stablelm.config.neox_file import WORLD
 from stablelm.config.optimization import BatchConfig, OptimizerConfig, ScheduleConfig
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
 
@@ -89,9 +92,28 @@ class RunConfig(Schema):
         return self
 
 
-def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run in a YAML file, with `key=value` overrides; raises `InputError` naming file and key."""
-    return validate(RunConfig, apply_overrides(read_yaml(path), overrides), str(path))
+def load_run_config(path: str | Path, overrides: Sequence[str] = (), *, gpus: int | None = None) -> RunConfig:
+    """The run in a YAML file, ours or GPT-NeoX's, with `key=value` overrides of our keys; raises `InputError`
+    naming file and key.
+
+    A GPT-NeoX file says on how many GPUs it ran by its key reference_world or by the override
+    `batch.reference_world=N`; `gpus` stands in for it where only a plan is wanted."""
+    values = read_yaml(path)
+    if not is_neox(values, list(RunConfig.model_fields)):
+        return validate(RunConfig, apply_overrides(values, overrides), str(path))
+    reading = read_neox(values, str(path), overrides, gpus)
+    if reading.faults:
+        raise InputError("\n".join(f"{path}: {fault}" for fault in reading.faults))
+    return from_reading(reading, overrides)
+
+
+def from_reading(reading: Reading, overrides: Sequence[str]) -> RunConfig:
+    """The run of a GPT-NeoX YAML; `InputError` names its keys and ours."""
+    ours = [o for o in overrides if not o.startswith((WORLD, "reference_world"))]
+    try:
+        return validate(RunConfig, apply_overrides(_existing(reading.values), ours), reading.source)
+    except InputError as error:
+        raise InputError(reading.renamed(str(error))) from None
 
 
 def run_config(values: dict[str, Any], source: str = "config") -> RunConfig:
@@ -130,3 +152,21 @@ def small_yaml() -> str:
         "evaluation": {"every": 100, "windows": 32},
     }
     return commented_yaml(RunConfig, SMALL_HEADING, values)
+
+
+# Keys that the table maps and no section has yet.
+_PENDING = {
+    "schedule.shape", "parallel.tensor", "parallel.zero", "parallel.sequence_parallel", "recompute",
+    "checkpoint.permanent_every",
+}  # fmt: skip
+
+
+def _existing(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
+    for name in _PENDING:
+        section, _, key = name.partition(".")
+        if key:
+            kept.get(section, {}).pop(key, None)
+        else:
+            kept.pop(section, None)
+    return {name: part for name, part in kept.items() if name in RunConfig.model_fields}
