@@ -25,7 +25,7 @@ Values = dict[str, Any]
 # Keys of ours that are more than one value of the file, or another one.
 _COMPUTED = {
     "model.intermediate_size", "model.num_key_value_heads", "schedule.floor", "batch.sequences", "precision",
-    "recompute", "evaluation.windows", "out", "logging.tensorboard",
+    "recompute", "evaluation.windows", "out", "logging.tensorboard", "model.vocab_size",
 }  # fmt: skip
 
 
@@ -49,6 +49,8 @@ class Reading:
     rows: list[Row] = field(default_factory=list)
     values: Values = field(default_factory=dict)
     """For `RunConfig`, nested."""
+    ours: Values = field(default_factory=dict)
+    """The same, dotted, as the file's keys mean it: without its section `stablelm` and `--set`."""
     faults: list[str] = field(default_factory=list)
     origin: dict[str, str] = field(default_factory=dict)
     """Our key → the file's, to name it in errors."""
@@ -89,8 +91,7 @@ class _Reader:
     def __init__(self, source: str, file: NeoxFile, gpus: int | None) -> None:
         self.reading, self.file, self.gpus = Reading(source), file, gpus
         self.given, self.broken, self.fixed, self.value = file.given, file.broken, file.fixed, file.value
-        self.ours: Values = {}
-        """Dotted key of ours → value."""
+        self.ours = self.reading.ours
 
     def take(self, ours: str, value: Any, name: str) -> None:
         """Sets our key, unless there is nothing to set."""
@@ -104,7 +105,7 @@ class _Reader:
         for name, key in KEYS.items():
             if key.kind:
                 self.value(name)  # finds values of a wrong kind, also of keys that set nothing
-            if key.verdict == "mapped" and key.ours not in _COMPUTED and not key.ours.startswith("data."):
+            if key.verdict == "mapped" and key.ours not in _COMPUTED and "data." not in key.ours:
                 self.take(key.ours, self.value(name), name)
         self._network()
         self._learning()
@@ -220,7 +221,10 @@ class _Reader:
             self.broken["train_data_weights"] = "a list of numbers is wanted"
         paths = [path for path in paths or [] if path]  # an empty name is a blank to fill in
         file = self.value("vocab_file")
-        if named is None:
+        if named is not None:  # the data is ours, so the file's says nothing
+            for part in ("paths", "weights", "split"):
+                self.fixed.setdefault(f"data.neox.{part}", self.fixed[f"data.{named}"])
+        else:
             if paths and single:
                 self.broken["data_path"] = "train_data_paths is given too; keep one of them"
             self.take("data.order", "neox", "train_data_paths")

@@ -138,7 +138,7 @@ KEYS: dict[str, Key] = {
     ),
     # the tokenizer
     "tokenizer_type": Key("used", "with vocab_file it tells the ids, if that file is not here", kind=TEXT),
-    "vocab_file": _mapped("data.neox.tokenizer", TEXT, why="its ids, padded, are model.vocab_size"),
+    "vocab_file": _mapped("model.vocab_size", TEXT, why="its ids, padded; also data.neox.tokenizer"),
     **_all("ignored", "vocab_file is a whole tokenizer here", "merge_file"),
     # optimizer and schedule
     "optimizer.type": _only(

@@ -22,6 +22,7 @@ from stablelm.config.model import from_huggingface
 from stablelm.config.neox import mlp_widths
 from stablelm.config.neox_file import ARCADE_100K, GPT2
 from stablelm.config.neox_keys import NETWORK, one_of
+from stablelm.config.neox_writing import network_keys
 from stablelm.config.schema import read_yaml, validate
 from stablelm.interchange.neox_layout import MlpNames
 from stablelm.storage import read_json
@@ -265,34 +266,15 @@ def to_neox(
         ids is None or -(-ids // divisor) * divisor == config.vocab_size
     )
     multiple = 128 if pads else config.vocab_size // width
-    grouped = config.num_key_value_heads != config.num_attention_heads
-    theta = config.rope_theta
     values: Values = {
         "pipe-parallel-size": 1,
         "model-parallel-size": width,
-        "num-layers": config.num_hidden_layers,
-        "hidden-size": config.hidden_size,
-        "num-attention-heads": config.num_attention_heads,
-        **({"num_kv_heads": config.num_key_value_heads} if grouped else {}),
+        **network_keys(config),
         "seq-length": config.max_position_embeddings,
-        "max-position-embeddings": config.max_position_embeddings,
-        "norm": "layernorm",
-        "layernorm_epsilon": config.layer_norm_eps,
-        "pos-emb": "rotary",
-        "rotary_pct": config.partial_rotary_factor,
-        "rotary_emb_base": int(theta) if theta == int(theta) else theta,
         "mlp_multiple_of": 256 if wide % 256 == 0 else 1,
         "intermediate_size": 3 * wide if mlp == "new" else wide,
         **({"activation": "swiglu"} if mlp == "new" else {"mlp_type": "llama", "activation": "silu"}),
-        "no-weight-tying": True,
-        "gpt_j_residual": config.use_parallel_residual,
-        "gpt_j_tied": config.use_parallel_residual,
-        "output_layer_parallelism": "column",
-        "init_method_std": config.initializer_range,
-        "output_layer_init_method": "scaled_normal",
-        "use_bias_in_norms": config.use_norm_bias,
         "use_bias_in_attn_linear": config.use_qkv_bias,
-        "use_bias_in_mlp": False,
         "precision": {"float32": "fp32", "float16": "fp16"}.get(dtype, dtype),
         "make_vocab_size_divisible_by": multiple,
         "tokenizer-type": "HFTokenizer",
