@@ -3,10 +3,15 @@
 from pathlib import Path
 
 from stablelm.config.recipe import recipe_yaml
-from stablelm.config.run import reference_yaml, small_yaml
+from stablelm.config.run import original_yaml, reference_yaml, small_yaml
 from stablelm.storage import write_text
 
-GENERATED = {"reference.yml": reference_yaml, "small.yml": small_yaml, "data/example.yml": recipe_yaml}
+GENERATED = {
+    "reference.yml": reference_yaml,
+    "small.yml": small_yaml,
+    "stablelm-3b.yml": original_yaml,
+    "data/example.yml": recipe_yaml,
+}
 
 if __name__ == "__main__":
     for name, text in GENERATED.items():

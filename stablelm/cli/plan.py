@@ -33,7 +33,7 @@ def plan(
     """
     from stablelm.config import load_run_config
 
-    run = load_run_config(config, set_ or [])  # a mistake is told before PyTorch is loaded
+    run = load_run_config(config, set_ or [], gpus=gpus)  # a mistake is told before PyTorch is loaded
     from stablelm.planning import device_named, estimate_lines, estimate_run
 
     estimate = estimate_run(

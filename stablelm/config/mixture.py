@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from stablelm.config.schema import Schema
 
+NO_PATHS = "(train-data-paths is empty)"
+"""Stands in data.neox.paths for a GPT-NeoX YAML that names no data: it can be planned, not trained."""
+
 
 class PhaseConfig(Schema):
     """A part of the run with a mixture of its own. Each source goes on where the phases before it stopped."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from stablelm.config import RunConfig
+from stablelm.config import InputError, RunConfig
+from stablelm.config.mixture import NO_PATHS
 from stablelm.data.loader import Loader
 from stablelm.data.manifest import Dataset
 from stablelm.data.neox_files import NeoxFiles
@@ -45,6 +46,12 @@ def open_data(config: RunConfig) -> tuple[TrainingData, Samples]:
     length, sequences = config.batch.sequence_length, config.batch.sequences
     if config.data.order == "neox":
         assert config.data.neox is not None
+        if NO_PATHS in config.data.neox.paths:
+            raise InputError(
+                "train-data-paths is empty, so there is nothing to train on. Name the prefixes of the run's "
+                ".bin and .idx files there, or read prepared data: --set data.path=data/prepared "
+                "--set 'data.epochs={web: 4}'."
+            )
         files = NeoxFiles(config.data.neox)
         cache = Path(config.out) / INDEX_FOLDER
         return files, NeoxLoader(files, config.data, length, config.seed, sequences, cache)

@@ -12,19 +12,22 @@ and base, ε) is the family's, with a warning."""
 import difflib
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stablelm.config import PRESETS, InputError, ModelConfig, preset
-from stablelm.config.model import from_huggingface, swiglu_width
+from stablelm.config.model import from_huggingface
+from stablelm.config.neox import mlp_widths
+from stablelm.config.neox_file import ARCADE_100K, GPT2
+from stablelm.config.neox_keys import NETWORK, one_of
+from stablelm.config.neox_writing import network_keys
 from stablelm.config.schema import read_yaml, validate
 from stablelm.interchange.neox_layout import MlpNames
 from stablelm.storage import read_json
 
 Values = dict[str, Any]
-ARCADE_100K, GPT2 = 100_257, 50_256
 
 
 @dataclass(frozen=True)
@@ -43,44 +46,13 @@ class Stored:
     head: bool
 
 
-def _one_of(*allowed: Any) -> Callable[[Any], bool]:
-    return lambda value: value in allowed
-
-
-def _attention(value: Any) -> bool:
-    """[[["flash"], 32]], [["global", 32]], ["flash", "flash", …]: full causal attention everywhere."""
-    if isinstance(value, list):
-        return all(map(_attention, value))
-    return value is None or isinstance(value, int) or value in ("flash", "global")
-
-
-# What another value would make another network: GPT-NeoX's default, values allowed, what this network has.
-_FIXED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
-    "norm": ("layernorm", _one_of("layernorm"), "layernorm"),
-    "pos_emb": ("rotary", _one_of("rotary"), "rotary"),
-    "rotary_interleaved": (False, _one_of(False), "false"),
-    "rotary_scaling_factor": (1, _one_of(1), "1"),
-    "activation": ("gelu", _one_of("silu", "swish", "swiglu"), "silu (or swiglu) in a gated MLP"),
-    "mlp_type": ("gated", _one_of("gated", "llama"), "gated"),
-    "output_layer_parallelism": ("column", _one_of("column"), "column"),
-    "attention_config": (None, _attention, "flash or global in every layer"),
-    "use_qk_layernorm": (
-        False,
-        _one_of(False, None),
-        "no such norm; GPT-NeoX's spans all heads of a rank, StableLM 2 12B's each head alone",
-    ),
+# What another value would make another network; and the one that is read from Hugging Face's files alone.
+_FIXED = NETWORK | {
     "qk_norm": (
         False,
-        _one_of(False, None),
+        one_of(False, None),
         "a norm for each head, but its fork's names for it are not public; use the Hugging Face files",
     ),
-    "use_bias_in_qk_norm": (False, _one_of(False, None), "false"),
-    "sliding_window_width": (None, _one_of(None), "full attention"),
-    "apply_query_key_layer_scaling": (False, _one_of(False, None), "false"),
-    "use_mup": (False, _one_of(False, None), "false"),
-    "moe_num_experts": (1, _one_of(0, 1, None), "1"),
-    "num_unique_layers": (None, _one_of(None), "no shared layers"),
-    "train_impl": ("normal", lambda value: value != "rm", "a language model's head"),
 }
 _USED = {
     "num_layers", "hidden_size", "num_attention_heads", "num_kv_heads", "attention_head_type", "seq_length",
@@ -180,10 +152,8 @@ def _check_width(values: Values, source: str, hidden: float, stored: Stored) -> 
         stated = int(4 * hidden)
     if multiple < 1 or not 0 < hidden < 2**31 or not 0 < stated < 2**31:
         raise InputError(f"{source}: hidden_size, intermediate_size or mlp_multiple_of is no sensible size.")
-    halved = math.ceil((int(stated * 2 / 3) // 2) / multiple) * multiple
-    absolute = stated
-    if not values.get("intermediate_size") and not values.get("expansion_factor"):
-        absolute = swiglu_width(int(hidden), multiple)
+    given = bool(values.get("intermediate_size") or values.get("expansion_factor"))
+    absolute, halved = mlp_widths(int(hidden), stated, given, multiple)
     if stored.intermediate_size not in (absolute, halved):
         said = ", ".join(f"{key} {values[key]}" for key in named if values.get(key))
         raise InputError(
@@ -296,34 +266,15 @@ def to_neox(
         ids is None or -(-ids // divisor) * divisor == config.vocab_size
     )
     multiple = 128 if pads else config.vocab_size // width
-    grouped = config.num_key_value_heads != config.num_attention_heads
-    theta = config.rope_theta
     values: Values = {
         "pipe-parallel-size": 1,
         "model-parallel-size": width,
-        "num-layers": config.num_hidden_layers,
-        "hidden-size": config.hidden_size,
-        "num-attention-heads": config.num_attention_heads,
-        **({"num_kv_heads": config.num_key_value_heads} if grouped else {}),
+        **network_keys(config),
         "seq-length": config.max_position_embeddings,
-        "max-position-embeddings": config.max_position_embeddings,
-        "norm": "layernorm",
-        "layernorm_epsilon": config.layer_norm_eps,
-        "pos-emb": "rotary",
-        "rotary_pct": config.partial_rotary_factor,
-        "rotary_emb_base": int(theta) if theta == int(theta) else theta,
         "mlp_multiple_of": 256 if wide % 256 == 0 else 1,
         "intermediate_size": 3 * wide if mlp == "new" else wide,
         **({"activation": "swiglu"} if mlp == "new" else {"mlp_type": "llama", "activation": "silu"}),
-        "no-weight-tying": True,
-        "gpt_j_residual": config.use_parallel_residual,
-        "gpt_j_tied": config.use_parallel_residual,
-        "output_layer_parallelism": "column",
-        "init_method_std": config.initializer_range,
-        "output_layer_init_method": "scaled_normal",
-        "use_bias_in_norms": config.use_norm_bias,
         "use_bias_in_attn_linear": config.use_qkv_bias,
-        "use_bias_in_mlp": False,
         "precision": {"float32": "fp32", "float16": "fp16"}.get(dtype, dtype),
         "make_vocab_size_divisible_by": multiple,
         "tokenizer-type": "HFTokenizer",

@@ -57,3 +57,24 @@ def test_plan_looks_at_prepared_data(run, world):
 def test_mistakes(run, original, arguments, message):
     said = run("plan", "run.yml", *arguments.split())
     assert said.code == 2 and said.out == "" and message in said.err and "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("name", ["stablelm-3b-4e1t.yml", "stablelm-3b.yml"])
+def test_the_original_in_either_spelling(run, root, name):
+    said = run(
+        "plan", root / "configs" / name, "--gpus", 256, "--gpu", "a100-40gb", "--tokens-per-second", 6028
+    )
+    assert said.code == 0, said.err
+    assert "955,000 steps × 4,194,304 tokens" in said.out and "30.0 days" in said.out
+
+
+def test_the_published_file_names_no_world_and_takes_the_planned(run, shared):
+    path = shared / "seed" / "configs" / "stablelm-3b-4e1t.yml"
+    for gpus, sequences in ((256, 1024), (64, 256)):
+        about = json.loads(run("plan", path, "--gpus", gpus, "--gpu", "a100-40gb", "--json").out)
+        assert about["step_tokens"] == sequences * 4096
+    kept = run(
+        "plan", path, "--gpus", 64, "--gpu", "a100-40gb", "--set", "batch.reference_world=256", "--json"
+    )
+    about = json.loads(kept.out)
+    assert about["step_tokens"] == 1024 * 4096 and about["asked"]["layout"]["micro_batches"] == 4
