@@ -70,7 +70,8 @@ def _memory(estimate: Estimate) -> list[str]:
     spare, layout = f"{100 * FRAGMENTED:.0f} % left to fragmentation", estimate.asked.layout
     batch = f"{layout.micro_sequences} × {layout.micro_batches}"
     return [
-        f"Memory of one GPU at the worst moment of a step, GiB ({_gib(usable(device))} usable: {spare})", *columns(rows),
+        f"Memory of one GPU at the worst moment of a step, GiB ({_gib(usable(device))} usable: {spare})",
+        *columns(rows),
         f"Each stage and kind of recomputation at micro-batch {batch}; * does not fit",
         *columns([heads, *grid]),
     ]  # fmt: skip
