@@ -8,7 +8,7 @@ the gathered compute copy through the step, stage 1 also whole fp32 gradients wh
 
 The peak is the worst of four moments: the loss (all activations, the head's gradient twice), the backward
 passes of the last block and of the first, the reduction of embedding and head. Eager figures: a compiled
-block keeps less. Tests hold them to what PyTorch allocates in a step, sharded or not: 0 to 7 % above it."""
+block keeps less. Tests hold them to what PyTorch allocates in a step: from 2 % below to 7 % above."""
 
 import math
 from collections.abc import Iterator
