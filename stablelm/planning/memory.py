@@ -158,14 +158,15 @@ def parameter_shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...],
     yield "lm_head.weight", (model.vocab_size, h), 0
 
 
-def local_numbers(shape: tuple[int, ...], cut: Cut, layout: Layout) -> int:
-    """Numbers of a weight that rank 0 keeps: cut over the tensor group, then rows over the shard group.
+def local_numbers(shape: tuple[int, ...], cut: Cut, layout: Layout, rank: int = 0) -> int:
+    """Numbers of a weight that `rank` keeps: cut over the tensor group, then rows over the shard group.
 
-    Rows that do not divide go to the first ranks, as `torch.chunk` does."""
+    Rows that do not divide go to the first ranks, as `torch.chunk` does: rank 0 has the most."""
     sizes = list(shape)
     if cut is not None:
         sizes[cut] //= layout.tensor
-    sizes[0] = -(-sizes[0] // layout.shard)
+    rows, at = -(-sizes[0] // layout.shard), rank // layout.tensor % layout.shard
+    sizes[0] = max(0, min(rows, sizes[0] - at * rows))
     return math.prod(sizes)
 
 
