@@ -78,7 +78,7 @@ PyTorch prints in its out-of-memory messages on that device, where several are p
 
 
 def device_named(name: str) -> Device:
-    """The row of that name, or this machine's CPU, measured now (0.4 s); raises `InputError` with the names
+    """The row of that name, or this machine's CPU, measured now (1 s); raises `InputError` with the names
     there are."""
     wanted = re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removeprefix("amd")
     for row in _ROWS:
@@ -108,7 +108,8 @@ def known_device(name: str, memory: int) -> Device | None:
 
 @lru_cache
 def measured_cpu() -> Device:
-    """This machine's CPU as PyTorch uses it now: matrix products in bf16, copies, and its memory."""
+    """This machine's CPU as PyTorch uses it now: matrix products (bf16 or fp32, whichever is faster), copies,
+    and its memory."""
     block = torch.zeros(64 * 2**20, dtype=torch.uint8)
     target, fastest = torch.empty_like(block), float("inf")
     for _ in range(5):
@@ -117,7 +118,8 @@ def measured_cpu() -> Device:
         fastest = min(fastest, time.perf_counter() - began)
     copied = 2 * block.numel() / fastest  # read and written
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("cpu", _processor(), matmul_peak("cpu", torch.bfloat16), memory, copied, copied, 1, 0.50,
+    rate = max(matmul_peak("cpu", dtype) for dtype in (torch.bfloat16, torch.float32))
+    return Device("cpu", _processor(), rate, memory, copied, copied, 1, 0.50,
                   "assumed: nothing is known of this machine",
                   f"measured on this machine just now, {torch.get_num_threads()} threads")  # fmt: skip
 

@@ -217,7 +217,8 @@ def _speed(
         return mfu * device.bf16 / flops_per_token(model, length), f"from --mfu {mfu:g}, {COUNTS['mfu']}"
     rate = device.utilization * device.bf16 / hardware_flops_per_token(model, length, layout.recompute)
     share = f"ASSUMED: {100 * device.utilization:.0f} % of the peak, recomputation counted as work"
-    return rate, f"{share} ({device.utilization_source}); measure yours and give --tokens-per-second"
+    slower = "; fp32 is slower than that" if layout.precision == "fp32" and device.name != "cpu" else ""
+    return rate, f"{share} ({device.utilization_source}){slower}; measure yours: --tokens-per-second"
 
 
 def _staged(layout: Layout, zero: int) -> Layout:

@@ -70,7 +70,7 @@ def traffic_of(model: ModelConfig, layout: Layout, per_node: int = 8) -> list[Tr
             gathered, scattered = layers + 2 * passes, layers + passes
             add("tensor", "all-gather", "activations", gathered, gathered * stream, tensor, 1)
             add("tensor", "reduce-scatter", "activations", scattered, scattered * stream, tensor, 1)
-            norms = (2 * model.num_hidden_layers + 1) * (1 + model.use_norm_bias)
+            norms = reductions * (2 * model.num_hidden_layers + 1) * (1 + model.use_norm_bias)
             add("tensor", "all-reduce", "gradients of norms", norms, 4 * norms * model.hidden_size, tensor, 1)
         else:
             calls = layers + passes

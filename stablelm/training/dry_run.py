@@ -1,21 +1,20 @@
 """A whole step of any mesh on one machine without a GPU: real placements, fake tensors, nobody to talk to.
 
-PyTorch's fake process group stands for all ranks but this one, fake tensors for all numbers: the step runs the
-trainer's own network, placements, recomputation and optimizer, and allocates nothing. What it shows is held
-against the plan: every weight's shard, the moments, the peak of memory (each storage that is alive is counted
-at each operation), the number of collectives. About 10 s and 1 GiB for 2.8B parameters.
+PyTorch's fake process group stands for all ranks but this one, fake tensors for all numbers: the step runs
+the trainer's own network, placements, recomputation and optimizer, and allocates nothing. What it shows is
+held against the plan: every weight's shard, the moments, the peak of memory (each storage that is alive is
+counted at each operation), the number of collectives. About 10 s and 1 GiB for 2.8B parameters.
 
 A process has one fake group: a second one breaks DTensor's look-up of groups by name. So each dry run has a
 process of its own. Rejected: FSDPMemTracker (on fake CPU tensors it counts a thousand times the optimizer's
-state, torch 2.13)."""
+state, torch 2.13), CommDebugMode (it loses its place in the second pass of a step)."""
 
 import multiprocessing
 import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,10 +25,8 @@ from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
 from stablelm.config.run import run_config
 from stablelm.model import StableLM
-from stablelm.planning.devices import GIB
+from stablelm.planning.comparison import DryRun, compare
 from stablelm.planning.layout import Layout, layout_of
-from stablelm.planning.memory import local_numbers, memory_of, parameter_shapes
-from stablelm.planning.traffic import traffic_of
 
 PASSES = 2
 """Most passes of a step that are run: further ones repeat the last."""
@@ -40,43 +37,6 @@ KINDS = {
     "allreduce_": "all-reduce", "all_reduce": "all-reduce",
 }  # fmt: skip
 """PyTorch's operator → what it is."""
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a fake step did, beside what the plan says; bytes of one rank."""
-
-    world: int
-    rank: int
-    layout: str
-    passes: int
-    """Passes that were run."""
-    weights: tuple[int, int]
-    """Done, planned."""
-    moments: tuple[int, int]
-    peak: tuple[int, int]
-    collectives: dict[str, tuple[int, int]]
-    """Kind → done, planned."""
-    faults: tuple[str, ...]
-    """Where the step is not as planned, tensor by tensor; empty when all is well."""
-    seconds: float
-
-    def lines(self) -> list[str]:
-        """The result for a reader."""
-        counts = ", ".join(f"{done:,} {kind}" for kind, (done, _) in self.collectives.items())
-        return [
-            f"Dry run of rank {self.rank} of {self.world:,}: {self.layout}; {self.passes} of its passes",
-            f"  weights {self.weights[0]:,} bytes, moments {self.moments[0]:,} bytes",
-            f"  peak {self.peak[0] / GIB:,.2f} GiB, planned {self.peak[1] / GIB:,.2f}",
-            f"  collectives: {counts or 'none'}",
-            *(f"  NOT AS PLANNED: {fault}" for fault in self.faults),
-            *([] if self.faults else ["  as planned: every weight's shard, the moments, every collective"]),
-            f"  {self.seconds:.1f} s",
-        ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def dry_run(config: RunConfig, world: int, rank: int = 0, *, limit: float = 600) -> DryRun:
@@ -124,7 +84,6 @@ def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
     """The step itself; leaves a fake process group behind, so call it once in a process."""
     import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed.tensor.debug import CommDebugMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -134,7 +93,7 @@ def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
     began, full = time.perf_counter(), layout_of(config, world)
     layout = replace(full, micro_batches=min(PASSES, full.micro_batches))
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
-    mesh = build_mesh(getattr(config,"parallel",None), world, "cpu")
+    mesh = build_mesh(getattr(config, "parallel", None), world, "cpu")
     with torch.device("meta"):
         model = StableLM(config.model)
     model.lm_head.chunk = config.loss_chunk
@@ -149,20 +108,25 @@ def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
             alive.see(tensor)
         shape = (layout.micro_sequences, layout.sequence_length)
         ids = torch.zeros(shape, dtype=torch.long)
-        with CommDebugMode() as counter, alive:
+
+        def step() -> None:
             for index in range(layout.micro_batches):
                 last_pass(model, layout, index == layout.micro_batches - 1)
                 model(ids, labels=ids).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+        if layout.tensor > 1:
+            step()  # makes what later steps find: DTensor's placements, by tensors of whole size
+        with alive:
+            step()
         sizes = {_plain(name): weight.numel() for name, weight in weights.items()}
         held = sum(_bytes(weight) for weight in weights.values())
         moved = sum(_bytes(_local(tensor)) for tensor in state.values())
-    done = Counter[str]()
-    for operator, calls in counter.get_comm_counts().items():
-        name = str(operator).rpartition(".")[2]
-        done[KINDS.get(name, name)] += calls
-    return _compared(config, layout, rank, sizes, held, moved, alive.peak, done, time.perf_counter() - began)
+    return compare(
+        config.model, layout, rank, sizes, held, moved, alive.peak, alive.collectives,
+        time.perf_counter() - began,
+    )  # fmt: skip
 
 
 def last_pass(model: Any, layout: Layout, last: bool) -> None:
@@ -171,16 +135,19 @@ def last_pass(model: Any, layout: Layout, last: bool) -> None:
         model.set_requires_gradient_sync(last)
     if layout.zero <= 2:
         model.set_reshard_after_backward(last)
+    if layout.replicate > 1:
+        model.set_requires_all_reduce(last)
     model.set_is_last_backward(last)
 
 
-class Alive(TorchDispatchMode):
-    """Bytes of the storages that are alive: their most is `peak`."""
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the storages that are alive, their most as `peak`; and the collectives, by kind."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.storages: dict[int, Any] = {}
         self.peak = 0
+        self.collectives = Counter[str]()
 
     def see(self, tensor: torch.Tensor) -> int:
         """Counts a tensor's storage from now on, until it is freed; returns its bytes if it is new."""
@@ -198,6 +165,11 @@ class Alive(TorchDispatchMode):
 
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it comes back as operations on local tensors
+        if (
+            function.namespace in ("c10d", "_c10d_functional")
+            and (name := function.overloadpacket.__name__) in KINDS
+        ):
+            self.collectives[KINDS[name]] += 1
         result = function(*args, **(kwargs or {}))
         new = sum(self.see(leaf) for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
         if new > self.peak / 10_000:
@@ -205,39 +177,6 @@ class Alive(TorchDispatchMode):
             found = [reference() for reference in list(self.storages.values())]
             self.peak = max(self.peak, sum(storage.nbytes() for storage in found if storage is not None))
         return result
-
-
-def _compared(
-    config: RunConfig, layout: Layout, rank: int, sizes: Mapping[str, int], held: int, moved: int, peak: int,
-    done: Counter[str], seconds: float,
-) -> DryRun:  # fmt: skip
-    """What was done beside what is planned, and every difference."""
-    kept, model = layout.widths[0], config.model
-    planned = {name: local_numbers(shape, cut, layout, rank) for name, shape, cut in parameter_shapes(model)}
-    faults = [
-        f"{name}: {sizes.get(name, 0):,} numbers on this rank, planned {planned.get(name, 0):,}"
-        for name in dict.fromkeys((*planned, *sizes))
-        if sizes.get(name) != planned.get(name)
-    ]
-    weights, moments = kept * sum(planned.values()), 2 * kept * sum(planned.values())
-    rows = traffic_of(model, layout)
-    calls = Counter[str]()
-    for row in rows:
-        calls[row.kind] += row.calls
-    need = memory_of(model, layout).total
-    for what, found, wanted in (("weights", held, weights), ("moments", moved, moments)):
-        if found != wanted:
-            faults.append(f"{what}: {found:,} bytes, planned {wanted:,}")
-    if peak > 1.02 * need:
-        faults.append(f"peak: {peak:,} bytes, planned {need:,}")
-    for kind in dict.fromkeys((*calls, *done)):
-        if calls[kind] != done[kind]:
-            faults.append(f"{kind}: {done[kind]:,} calls, planned {calls[kind]:,}")
-    kinds = {kind: (done[kind], calls[kind]) for kind in dict.fromkeys((*calls, *done))}
-    return DryRun(
-        layout.world, rank, layout.describe(), layout.micro_batches, (held, weights), (moved, moments),
-        (peak, need), kinds, tuple(faults), round(seconds, 1),
-    )  # fmt: skip
 
 
 def _plain(name: str) -> str:
