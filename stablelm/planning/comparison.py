@@ -56,7 +56,7 @@ def compare(
     model: ModelConfig, layout: Layout, rank: int, sizes: Mapping[str, int], weight_bytes: int,
     moment_bytes: int, peak: int, collectives: Mapping[str, int], seconds: float,
 ) -> DryRun:  # fmt: skip
-    """What `rank` did beside the plan. `sizes`: weight → numbers that it holds; `collectives`: kind → calls."""
+    """What `rank` did beside the plan. `sizes`: weight → numbers it holds; `collectives`: kind → calls."""
     planned = {name: local_numbers(shape, cut, layout, rank) for name, shape, cut in parameter_shapes(model)}
     faults = [
         f"{name}: {sizes.get(name, 0):,} numbers on this rank, planned {planned.get(name, 0):,}"
