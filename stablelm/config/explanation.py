@@ -1,5 +1,6 @@
 """What `stablelm config` says of a file: every key with its verdict, and the run in the other spelling."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import yaml
 from stablelm.config.errors import InputError
 from stablelm.config.neox import is_neox, read_neox
 from stablelm.config.neox_writing import to_neox
-from stablelm.config.run import RunConfig, from_reading
-from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
+from stablelm.config.run import _PENDING, RunConfig, from_reading
+from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, section_of, validate
 
 
 def explain_config(
@@ -37,11 +38,25 @@ def explain_config(
     for row in reading.rows:
         sets = row.verdict == "mapped" and reading.origin.get(row.ours) == row.key
         ours = row.ours if row.verdict == "mapped" or row.why.endswith(" decides") else ""
-        why = row.why or ("" if sets else "left blank: ours has its default")
+        why = row.why or (
+            described(row.ours)
+            if sets and row.ours not in _PENDING
+            else "left blank, or not here yet: ours has its default"
+        )
         why = why if row.given else f"not given: GPT-NeoX's default. {why}".removesuffix(". ")
         value = reading.ours.get(row.ours) if sets else None
         rows.append(row._asdict() | {"ours": ours, "ours_value": value, "why": why})
     return {"format": "gpt-neox", "keys": rows, "faults": faults}
+
+
+def described(key: str) -> str:
+    """The first sentence of what is documented of a key of ours (dotted)."""
+    schema: type[Schema] = RunConfig
+    *sections, last = key.split(".")
+    for name in sections:
+        schema = section_of(schema.model_fields[name]) or schema
+    text = " ".join((schema.model_fields[last].description or "").split())
+    return re.split(r"[.;](?:\s|$)", text)[0]
 
 
 def _our_rows(section: Schema, values: Any, above: str) -> list[dict[str, Any]]:

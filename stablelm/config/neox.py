@@ -158,7 +158,7 @@ class _Reader:
         steps, decay = self.value("train_iters"), self.value("lr_decay_iters")
         if steps is None and "train_iters" not in self.broken:
             self._missing("train_iters", "steps")
-        if decay is not None and decay != steps:
+        if None not in (decay, steps) and decay != steps:
             self.broken["lr_decay_iters"] = (
                 f"train_iters is {steps}, and the schedule here is that of all steps; write the same number"
             )

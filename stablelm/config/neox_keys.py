@@ -22,7 +22,7 @@ class Key(NamedTuple):
     ours: str = ""
     """Our key that is set; of a refused one, the key that settles it where the user sets that himself."""
     kind: str = ""
-    """whole number, number, true or false, text, list; empty takes anything."""
+    """What its value must be: WHOLE, NUMBER, SWITCH, TEXT, LIST (below); empty takes anything."""
     default: Any = None
     """What a key that is not given means; None: nothing."""
     allowed: Allowed | None = None
@@ -83,7 +83,7 @@ def _all(verdict: Verdict, why: str, names: str, **more: Any) -> dict[str, Key]:
     return {name: Key(verdict, why, **more) for name in names.split()}
 
 
-WHOLE, NUMBER, SWITCH, TEXT, LIST = "whole number", "number", "true or false", "text", "list"
+WHOLE, NUMBER, SWITCH, TEXT, LIST = "a whole number", "a number", "true or false", "a text", "a list"
 _SPEED = "a choice of kernel; the one for the device is taken here, with the same result"
 _NO_FP16 = "write precision: bfloat16 and bf16: {enabled: true}, or --set precision=bf16 (or fp32)"
 _CALLER = "how GPT-NeoX is started; torchrun or srun start a run here"
