@@ -98,3 +98,30 @@ def test_mistakes(run, nine, inside, line, message):
     said = run(*line.format(o=original).split())
     assert (said.code, said.out) == (2, "") and message in said.err and "Traceback" not in said.err
     assert set(inside.iterdir()) == before
+
+
+def test_a_gpt_neox_yaml_trains(run, world, inside):
+    """Three steps from token files in GPT-NeoX's order, and the converted run repeats them exactly."""
+    values = {
+        "num-layers": 2, "hidden-size": 32, "num-attention-heads": 2, "seq-length": 32,
+        "max-position-embeddings": 128, "pos-emb": "rotary", "rotary_pct": 0.25, "activation": "swiglu",
+        "intermediate_size": 192, "no-weight-tying": True, "use_bias_in_attn_linear": False,
+        "use_bias_in_mlp": False, "tokenizer-type": "HFTokenizer", "vocab-file": str(world / "tok"),
+        "train-data-paths": [str(world / "data" / name / "train") for name in ("tales", "my_notes")],
+        "train-data-weights": [2, 1], "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 1,
+        "optimizer": {"type": "Adam", "params": {"lr": 5e-3}}, "lr-decay-style": "cosine", "min_lr": 5e-4,
+        "train-iters": 3, "precision": "fp32", "save": "run", "checkpoint-factor": 2,
+    }  # fmt: skip
+    (inside / "neox.yml").write_text(yaml.safe_dump(values))
+    world_of_two = ("--set", "batch.reference_world=2", "--set", "device=cpu")
+    said = run("train", "neox.yml", *world_of_two)
+    assert said.code == 0, said.err
+    plan = json.loads((inside / "run" / "plan.json").read_text())
+    assert (plan["steps"], plan["micro_batches"], plan["samples"]) == (3, 2, 12)
+    assert run("config", "convert", "neox.yml", "ours.yml", *world_of_two).code == 0
+    assert run("train", "ours.yml", "--out", "again").code == 0
+    losses = [
+        [json.loads(line)["loss"] for line in (inside / name / "metrics.jsonl").read_text().splitlines()[:3]]
+        for name in ("run", "again")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
