@@ -69,7 +69,8 @@ class NeoxFile:
         name = name.strip()
         theirs = name.replace("-", "_")
         if theirs in (WORLD, "reference_world"):
-            self.given["reference_world"] = (WORLD, parse_yaml(text, f"--set {override}"))
+            label = self.given.get("reference_world", (WORLD, None))[0]
+            self.given["reference_world"] = (label, parse_yaml(text, f"--set {override}"))
         elif theirs in KEYS and theirs not in ("seed", "precision"):
             what = f"it sets {KEYS[theirs].ours}" if KEYS[theirs].ours else "change it in the file"
             raise InputError(f"--set {override}: --set takes our keys, {name} is GPT-NeoX's: {what}.")

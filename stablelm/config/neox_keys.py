@@ -265,8 +265,10 @@ KEYS: dict[str, Key] = {
     ),
 }  # fmt: skip
 for _name, (_default, _test, _has) in NETWORK.items():
-    KEYS[_name] = Key("used", f"here: {_has}", "", "", _default, _test, f"this network has {_has}")
-KEYS["pos_emb"] = KEYS["pos_emb"]._replace(default="learned", remedy="write rotary")
+    KEYS[_name] = Key("used", _has, "", "", _default, _test, "this network has no other")
+KEYS["pos_emb"] = KEYS["pos_emb"]._replace(
+    default="learned", remedy="write rotary; this network has no other"
+)
 KEYS["train_impl"] = _only("trained on the next token", "normal", remedy="write normal, or use finetuning")
 
 SECTIONS = {name.rsplit(".", n)[0] for name in KEYS for n in range(1, name.count(".") + 1)}

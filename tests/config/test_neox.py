@@ -5,14 +5,14 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stablelm.config import InputError, load_run_config, preset
 from stablelm.config.mixture import NO_PATHS
 from stablelm.config.neox import is_neox, read_neox
 from stablelm.config.neox_keys import KEYS, SECTIONS
-from stablelm.config.run import RunConfig, original_yaml
+from stablelm.config.run import RunConfig, from_reading, original_yaml
 from stablelm.config.schema import read_yaml
 from stablelm.data.run_data import open_data
 from stablelm.training.schedule import learning_rate
@@ -243,6 +243,37 @@ def test_a_misspelt_key_names_the_one_that_is_meant(key, data):
         values = {part: values}
     told = [fault for fault in read_neox(values, "run.yml").faults if "unknown key" in fault]
     assert len(told) == 1 and repr(last) in told[0]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**20) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100)
+@given(st.dictionaries(st.sampled_from(sorted({*KEYS, *SECTIONS})), ANYTHING, min_size=1, max_size=3))
+def test_any_value_is_taken_or_refused_by_name(shared, changes):
+    """Never a traceback: a wrong value is an `InputError`, and a row in the table all the same."""
+    values = read_yaml(shared / "seed" / "configs" / "stablelm-3b-4e1t.yml")
+    for name, value in changes.items():
+        node = values
+        *above, last = name.split(".")
+        for part in above:
+            if not isinstance(node.get(part), dict):
+                node[part] = {}
+            node = node[part]
+        node.pop(last.replace("_", "-"), None)
+        node[last] = value
+    reading = read_neox(values, "run.yml", WORLD)
+    assert {row.key for row in reading.rows if row.given} >= set(map(str, values))
+    lines = []
+    try:
+        from_reading(reading)
+    except InputError as error:
+        lines = str(error).splitlines()
+    assert all(line.startswith("run.yml: ") for line in lines)
 
 
 def test_overrides_are_in_our_keys_and_win(original, tmp_path):
