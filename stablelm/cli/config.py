@@ -25,7 +25,7 @@ def explain(
 
     Example: stablelm config explain configs/stablelm-3b-4e1t.yml
     """
-    from stablelm.config.explanation import explain_config
+    from stablelm.cli.explanation import explain_config
 
     about = explain_config(config, set_ or [], gpus)
     if as_json:
@@ -72,7 +72,7 @@ def convert(
 
     Example: stablelm config convert configs/stablelm-3b-4e1t.yml my-run.yml
     """
-    from stablelm.config.explanation import converted
+    from stablelm.interchange.neox_run import converted
     from stablelm.storage import refuse_existing, write_text
 
     refuse_existing(out)

@@ -158,7 +158,7 @@ class _Reader:
         steps, decay = self.value("train_iters"), self.value("lr_decay_iters")
         if steps is None and "train_iters" not in self.broken:
             self._missing("train_iters", "steps")
-        if decay is not None and decay != steps:
+        if None not in (decay, steps) and decay != steps:
             self.broken["lr_decay_iters"] = (
                 f"train_iters is {steps}, and the schedule here is that of all steps; write the same number"
             )
@@ -208,7 +208,9 @@ class _Reader:
             )
 
     def _data(self) -> None:
-        named = next((n for n in ("path", "epochs", "phases") if f"data.{n}" in self.fixed), None)
+        named = next(
+            (n for n in ("data.path", "data.epochs", "data.phases", "phases") if n in self.fixed), None
+        )
         mask = self.value("reset_attention_mask")
         if bool(mask) != bool(self.value("reset_position_ids")):
             self.broken["reset_attention_mask"] = "it goes with reset_position_ids here; write both or none"
@@ -223,7 +225,7 @@ class _Reader:
         file = self.value("vocab_file")
         if named is not None:  # the data is ours, so the file's says nothing
             for part in ("paths", "weights", "split"):
-                self.fixed.setdefault(f"data.neox.{part}", self.fixed[f"data.{named}"])
+                self.fixed.setdefault(f"data.neox.{part}", self.fixed[named])
         else:
             if paths and single:
                 self.broken["data_path"] = "train_data_paths is given too; keep one of them"
@@ -291,9 +293,8 @@ class _Reader:
         for row in reading.rows:
             if row.verdict == "refused":
                 default = "" if row.given else " (not given: GPT-NeoX's default)"
-                reading.faults.append(
-                    f"{row.key} = {str(row.value)[:60]}{default}: {row.why}.".replace("?.", "?")
-                )
+                fault = f"{_shown(row.key)} = {_shown(row.value)}{default}: {row.why}."
+                reading.faults.append(fault.replace("?.", "?"))
 
     def _verdict(self, name: str, label: str, value: Any) -> Row:
         key = KEYS.get(name, Key("used", "a section; its keys follow"))
@@ -321,6 +322,11 @@ class _Reader:
                 node = node.setdefault(part, {})
             node[last] = value
         return _merged(nested, self.file.section)
+
+
+def _shown(value: Any) -> str:
+    plain = isinstance(value, str) and value.isprintable() and value
+    return (value if plain else repr(value))[:60]
 
 
 def _merged(base: Mapping[str, Any], other: Mapping[str, Any]) -> Values:

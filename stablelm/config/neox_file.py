@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stablelm.config.errors import InputError
-from stablelm.config.neox_keys import KEYS, SECTIONS
+from stablelm.config.neox_keys import KEYS, LIST, NUMBER, SECTIONS, SWITCH, TEXT, WHOLE
 from stablelm.config.schema import parse_yaml
 
 ARCADE_100K, GPT2 = 100_257, 50_256
@@ -69,7 +69,8 @@ class NeoxFile:
         name = name.strip()
         theirs = name.replace("-", "_")
         if theirs in (WORLD, "reference_world"):
-            self.given["reference_world"] = (WORLD, parse_yaml(text, f"--set {override}"))
+            label = self.given.get("reference_world", (WORLD, None))[0]
+            self.given["reference_world"] = (label, parse_yaml(text, f"--set {override}"))
         elif theirs in KEYS and theirs not in ("seed", "precision"):
             what = f"it sets {KEYS[theirs].ours}" if KEYS[theirs].ours else "change it in the file"
             raise InputError(f"--set {override}: --set takes our keys, {name} is GPT-NeoX's: {what}.")
@@ -100,13 +101,10 @@ def _as(kind: str, value: Any) -> tuple[Any, str]:
     """`value` as that kind; else what is wanted."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     fits = {
-        "": True, "whole number": number and value == int(value), "number": number,
-        "true or false": isinstance(value, bool), "text": isinstance(value, str),
-        "list": isinstance(value, list),
+        "": True, WHOLE: number and value == int(value), NUMBER: number, SWITCH: isinstance(value, bool),
+        TEXT: isinstance(value, str), LIST: isinstance(value, list),
     }[kind]  # fmt: skip
-    if not fits:
-        return None, "a list" if kind == "list" else kind if kind != "text" else "a text"
-    return (int(value) if kind == "whole number" else value), ""
+    return (None, kind) if not fits else (int(value) if kind == WHOLE else value, "")
 
 
 def _dotted(section: Mapping[str, Any], above: str = "") -> list[str]:

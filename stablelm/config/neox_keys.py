@@ -22,7 +22,7 @@ class Key(NamedTuple):
     ours: str = ""
     """Our key that is set; of a refused one, the key that settles it where the user sets that himself."""
     kind: str = ""
-    """whole number, number, true or false, text, list; empty takes anything."""
+    """What its value must be: WHOLE, NUMBER, SWITCH, TEXT, LIST (below); empty takes anything."""
     default: Any = None
     """What a key that is not given means; None: nothing."""
     allowed: Allowed | None = None
@@ -83,7 +83,7 @@ def _all(verdict: Verdict, why: str, names: str, **more: Any) -> dict[str, Key]:
     return {name: Key(verdict, why, **more) for name in names.split()}
 
 
-WHOLE, NUMBER, SWITCH, TEXT, LIST = "whole number", "number", "true or false", "text", "list"
+WHOLE, NUMBER, SWITCH, TEXT, LIST = "a whole number", "a number", "true or false", "a text", "a list"
 _SPEED = "a choice of kernel; the one for the device is taken here, with the same result"
 _NO_FP16 = "write precision: bfloat16 and bf16: {enabled: true}, or --set precision=bf16 (or fp32)"
 _CALLER = "how GPT-NeoX is started; torchrun or srun start a run here"
@@ -158,6 +158,11 @@ KEYS: dict[str, Key] = {
     ),
     "lr_decay_iters": Key("used", "the steps of the schedule; they must be train_iters", kind=WHOLE),
     "cooldown": _only("no cooldown", 0, 0.0, remedy="write 0 and say the cooldown in our keys"),
+    "lr": Key("refused", "GPT-NeoX takes it from its optimizer; write optimizer: {params: {lr: …}}"),
+    "lr_decay_fraction": Key("refused", "the schedule here is that of all steps; remove it"),
+    "train_epochs": Key("refused", "write train-iters, or say the epochs of each source in data.epochs"),
+    "z_loss": _only("cross-entropy alone", 0, 0.0, remedy="write 0"),
+    "use_checkpoint_lr_scheduler": _only("the schedule is always that of the configuration", False),
     "override_lr_scheduler": Key("ignored", "the schedule is always that of the configuration"),
     "train_iters": _mapped("steps", WHOLE),
     # the batch
@@ -192,7 +197,10 @@ KEYS: dict[str, Key] = {
     "checkpoint_num_layers": Key("ignored", "each block is recomputed by itself", kind=WHOLE),
     "partition_activations": Key("ignored", "sequence parallelism shards what is kept"),
     "synchronize_each_layer": Key("ignored", "a synchronisation for debugging; it changes no number"),
-    **_all("ignored", "recompute alone decides here", "checkpoint_in_cpu contiguous_checkpointing"),
+    **_all(
+        "ignored", "recompute alone decides here",
+        "checkpoint_in_cpu contiguous_checkpointing activation_checkpointing",
+    ),
     # precision
     "precision": _mapped(
         "precision", TEXT, allowed=one_of("bfloat16", "fp32"), remedy=_NO_FP16, why="bfloat16 is bf16"
@@ -212,6 +220,7 @@ KEYS: dict[str, Key] = {
     ),
     "full_precision_lm_cross_entropy": _only("the cross-entropy is in float32", True),
     "fp16_lm_cross_entropy": _only("the cross-entropy is in float32", False),
+    **_all("ignored", "gradients are accumulated in float32", "data_types"),
     "fp32_allreduce": Key("ignored", "gradients are always reduced in float32"),
     "attention_softmax_in_fp32": Key("ignored", "the kernels' softmax is in float32"),
     "hidden_dropout": Key("used", "no dropout", default=0.0, allowed=_zero, remedy="write 0"),
@@ -230,6 +239,8 @@ KEYS: dict[str, Key] = {
     "data_impl": _only("token files are mapped into memory", "mmap", "infer", remedy="write mmap"),
     "reset_attention_mask": _mapped("data.document_boundaries", SWITCH, why="with reset_position_ids"),
     "reset_position_ids": Key("used", "with reset_attention_mask", kind=SWITCH),
+    "pack_impl": _only("documents are packed", "packed", remedy="write packed"),
+    "dataset_impl": _only("trained on the next token", "gpt2", remedy="write gpt2, or use finetuning"),
     "eod_mask_loss": _only("the separator's loss counts", False),
     **_all("ignored", _HELD_OUT, "valid_data_paths valid_data_weights test_data_paths test_data_weights"),
     **_all("ignored", "data is read on threads of their own", "num_workers mmap_warmup use_shared_fs"),
@@ -255,18 +266,22 @@ KEYS: dict[str, Key] = {
         "ignored", _WANDB,
         "use_wandb wandb_host wandb_team wandb_project wandb_group wandb_name wandb_id wandb_resume log_dir "
         "wandb_run_name steps_per_print wall_clock_breakdown log_grad_norm log_param_norm log_grad_pct_zeros "
-        "log_optimizer_states log_gradient_noise_scale",
+        "log_optimizer_states log_gradient_noise_scale use_comet comet_workspace comet_project comet_tags "
+        "peak_theoretical_tflops profile memory_profiling",
     ),
     **_all("ignored", "belongs to μP, which is not here", "save_base_shapes base_shapes_file coord_check"),
     **_all(
         "ignored", _CALLER,
         "launcher deepspeed_slurm deepspeed_mpi distributed_backend hostfile num_nodes num_gpus include "
-        "exclude master_port master_addr global_num_gpus force_multi no_ssh_check comment account",
+        "exclude master_port master_addr global_num_gpus force_multi no_ssh_check comment account deepspeed "
+        "do_train do_valid do_test pipe_partition_method",
     ),
 }  # fmt: skip
 for _name, (_default, _test, _has) in NETWORK.items():
-    KEYS[_name] = Key("used", f"here: {_has}", "", "", _default, _test, f"this network has {_has}")
-KEYS["pos_emb"] = KEYS["pos_emb"]._replace(default="learned", remedy="write rotary")
+    KEYS[_name] = Key("used", _has, "", "", _default, _test, "this network has no other")
+KEYS["pos_emb"] = KEYS["pos_emb"]._replace(
+    default="learned", remedy="write rotary; this network has no other"
+)
 KEYS["train_impl"] = _only("trained on the next token", "normal", remedy="write normal, or use finetuning")
 
 SECTIONS = {name.rsplit(".", n)[0] for name in KEYS for n in range(1, name.count(".") + 1)}

@@ -167,13 +167,13 @@ def _valid_names(schema: type[Schema], location: Sequence[Any]) -> list[str]:
     current = schema
     for part in location:
         field = current.model_fields.get(str(part))
-        nested = _section(field) if field else None
+        nested = section_of(field) if field else None
         if nested is not None:
             current = nested
     return list(current.model_fields)
 
 
-def _section(field: FieldInfo) -> type[Schema] | None:
+def section_of(field: FieldInfo) -> type[Schema] | None:
     """The section a field holds (directly, optionally, in a list or mapping), if it holds one."""
     for candidate in (field.annotation, *_arguments(field.annotation)):
         if isinstance(candidate, type) and not get_args(candidate) and issubclass(candidate, Schema):
@@ -199,7 +199,7 @@ def commented_yaml(schema: type[Schema], heading: str, values: Mapping[str, Any]
 def _commented_section(schema: type[Schema], values: Mapping[str, Any], indent: int) -> list[str]:
     pad, lines = "  " * indent, []
     for name, field in schema.model_fields.items():
-        nested = _section(field)
+        nested = section_of(field)
         if nested is not None and get_origin(field.annotation) is list:
             items = values.get(name, [])
             lines += [

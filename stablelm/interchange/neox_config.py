@@ -22,7 +22,6 @@ from stablelm.config.model import from_huggingface
 from stablelm.config.neox import mlp_widths
 from stablelm.config.neox_file import ARCADE_100K, GPT2
 from stablelm.config.neox_keys import NETWORK, one_of
-from stablelm.config.neox_writing import network_keys
 from stablelm.config.schema import read_yaml, validate
 from stablelm.interchange.neox_layout import MlpNames
 from stablelm.storage import read_json
@@ -252,6 +251,32 @@ def check_args(args: Any, config: ModelConfig, width: int, file: Path, source: s
             raise InputError(
                 f"{file}: args say {name} {args[name]!r}, {where} {value:,}. They belong to different runs."
             )
+
+
+def network_keys(config: ModelConfig) -> Values:
+    """GPT-NeoX's keys of the network, but for the width of its MLP and its biases and norms of attention."""
+    grouped = config.num_key_value_heads != config.num_attention_heads
+    theta = config.rope_theta
+    return {
+        "num-layers": config.num_hidden_layers,
+        "hidden-size": config.hidden_size,
+        "num-attention-heads": config.num_attention_heads,
+        **({"num_kv_heads": config.num_key_value_heads} if grouped else {}),
+        "max-position-embeddings": config.max_position_embeddings,
+        "norm": "layernorm",
+        "layernorm_epsilon": config.layer_norm_eps,
+        "pos-emb": "rotary",
+        "rotary_pct": config.partial_rotary_factor,
+        "rotary_emb_base": int(theta) if theta == int(theta) else theta,
+        "no-weight-tying": True,
+        "gpt_j_residual": config.use_parallel_residual,
+        "gpt_j_tied": config.use_parallel_residual,
+        "output_layer_parallelism": "column",
+        "init_method_std": config.initializer_range,
+        "output_layer_init_method": "scaled_normal",
+        "use_bias_in_norms": config.use_norm_bias,
+        "use_bias_in_mlp": False,
+    }
 
 
 def to_neox(

@@ -6,46 +6,23 @@ read back, and whatever does not come back is put into the section `stablelm`, i
 be given the file without it, and runs without what it says. Rejected: leaving such keys out, which makes
 another run of it in silence; refusing them, which refuses every run (GPT-NeoX has no epochs)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stablelm.config.mixture import NO_PATHS, DataConfig
-from stablelm.config.model import ModelConfig
-from stablelm.config.neox import Values, read_neox
+from stablelm.config.neox import Values, is_neox, read_neox
 from stablelm.config.neox_file import tokenizer_ids
 from stablelm.config.run import RunConfig, from_reading
-from stablelm.config.schema import validate
+from stablelm.config.schema import apply_overrides, commented_yaml, read_yaml, validate
+from stablelm.interchange.neox_config import network_keys
 
 
-def network_keys(model: ModelConfig) -> Values:
-    """GPT-NeoX's keys of the network, but for the width of its MLP and its biases and norms of attention."""
-    grouped = model.num_key_value_heads != model.num_attention_heads
-    theta = model.rope_theta
-    return {
-        "num-layers": model.num_hidden_layers,
-        "hidden-size": model.hidden_size,
-        "num-attention-heads": model.num_attention_heads,
-        **({"num_kv_heads": model.num_key_value_heads} if grouped else {}),
-        "max-position-embeddings": model.max_position_embeddings,
-        "norm": "layernorm",
-        "layernorm_epsilon": model.layer_norm_eps,
-        "pos-emb": "rotary",
-        "rotary_pct": model.partial_rotary_factor,
-        "rotary_emb_base": int(theta) if theta == int(theta) else theta,
-        "no-weight-tying": True,
-        "gpt_j_residual": model.use_parallel_residual,
-        "gpt_j_tied": model.use_parallel_residual,
-        "output_layer_parallelism": "column",
-        "init_method_std": model.initializer_range,
-        "output_layer_init_method": "scaled_normal",
-        "use_bias_in_norms": model.use_norm_bias,
-        "use_bias_in_mlp": False,
-    }
-
-
-def to_neox(config: RunConfig) -> tuple[Values, list[str]]:
+def run_to_neox(config: RunConfig) -> tuple[Values, list[str]]:
     """The YAML's keys and values, and our keys (dotted) that GPT-NeoX has no spelling for: those in the
     section `stablelm`."""
     values = _spelled(config)
@@ -64,6 +41,24 @@ def to_neox(config: RunConfig) -> tuple[Values, list[str]]:
     back = from_reading(read_neox(values, "converted"))
     assert back == config, "a run that GPT-NeoX's keys and ours together do not spell"
     return values, _leaves(rest)
+
+
+def converted(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """The run as text in the other spelling, and our keys that GPT-NeoX has none for."""
+    values = read_yaml(path)
+    name = Path(path).name
+    if is_neox(values, list(RunConfig.model_fields)):
+        run = from_reading(read_neox(values, str(path), overrides), overrides)
+        heading = f"The run of {name} in the keys of StableLM; `stablelm config convert` wrote it."
+        return commented_yaml(RunConfig, heading, run.model_dump(mode="json")), []
+    run = validate(RunConfig, apply_overrides(values, overrides), str(path))
+    spelled, kept = run_to_neox(run)
+    heading = f"# The run of {name} in GPT-NeoX's keys; `stablelm config convert` wrote it.\n"
+    if kept:
+        heading += (
+            "# `stablelm` holds what GPT-NeoX has no key for; delete it before GPT-NeoX reads the file.\n"
+        )
+    return heading + "\n" + yaml.safe_dump(spelled, sort_keys=False, allow_unicode=True, width=100), kept
 
 
 def _spelled(config: RunConfig) -> Values:

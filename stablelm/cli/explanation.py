@@ -1,16 +1,14 @@
-"""What `stablelm config` says of a file: every key with its verdict, and the run in the other spelling."""
+"""What `stablelm config explain` says of a file: every key with its verdict."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stablelm.config.errors import InputError
 from stablelm.config.neox import is_neox, read_neox
-from stablelm.config.neox_writing import to_neox
-from stablelm.config.run import RunConfig, from_reading
-from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
+from stablelm.config.run import _PENDING, RunConfig, from_reading
+from stablelm.config.schema import Schema, apply_overrides, read_yaml, section_of, validate
 
 
 def explain_config(
@@ -37,11 +35,25 @@ def explain_config(
     for row in reading.rows:
         sets = row.verdict == "mapped" and reading.origin.get(row.ours) == row.key
         ours = row.ours if row.verdict == "mapped" or row.why.endswith(" decides") else ""
-        why = row.why or ("" if sets else "left blank: ours has its default")
+        why = row.why or (
+            described(row.ours)
+            if sets and row.ours not in _PENDING
+            else "left blank, or not here yet: ours has its default"
+        )
         why = why if row.given else f"not given: GPT-NeoX's default. {why}".removesuffix(". ")
         value = reading.ours.get(row.ours) if sets else None
         rows.append(row._asdict() | {"ours": ours, "ours_value": value, "why": why})
     return {"format": "gpt-neox", "keys": rows, "faults": faults}
+
+
+def described(key: str) -> str:
+    """The first sentence of what is documented of a key of ours (dotted)."""
+    schema: type[Schema] = RunConfig
+    *sections, last = key.split(".")
+    for name in sections:
+        schema = section_of(schema.model_fields[name]) or schema
+    text = " ".join((schema.model_fields[last].description or "").split())
+    return re.split(r"[.;](?:\s|$)", text)[0]
 
 
 def _our_rows(section: Schema, values: Any, above: str) -> list[dict[str, Any]]:
@@ -57,21 +69,3 @@ def _our_rows(section: Schema, values: Any, above: str) -> list[dict[str, Any]]:
             "given": given, "ours_value": None,
         })  # fmt: skip
     return rows
-
-
-def converted(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, list[str]]:
-    """The run as text in the other spelling, and our keys that GPT-NeoX has none for."""
-    values = read_yaml(path)
-    name = Path(path).name
-    if is_neox(values, list(RunConfig.model_fields)):
-        run = from_reading(read_neox(values, str(path), overrides), overrides)
-        heading = f"The run of {name} in the keys of StableLM; `stablelm config convert` wrote it."
-        return commented_yaml(RunConfig, heading, run.model_dump(mode="json")), []
-    run = validate(RunConfig, apply_overrides(values, overrides), str(path))
-    spelled, kept = to_neox(run)
-    heading = f"# The run of {name} in GPT-NeoX's keys; `stablelm config convert` wrote it.\n"
-    if kept:
-        heading += (
-            "# `stablelm` holds what GPT-NeoX has no key for; delete it before GPT-NeoX reads the file.\n"
-        )
-    return heading + "\n" + yaml.safe_dump(spelled, sort_keys=False, allow_unicode=True, width=100), kept
