@@ -10,6 +10,8 @@ from stablelm.config import InputError, ModelConfig, RunConfig
 PRECISIONS = {"bf16": (4, 2, 4), "fp32": (4, 4, 4), "bf16-pure": (2, 2, 4)}
 """Precision → bytes a number of the kept weights and moments, of the computation, of the reduction."""
 
+MESH = ("replicate", "shard", "tensor", "zero", "sequence_parallel")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -130,12 +132,14 @@ def make_layout(
 
 
 def layout_of(config: RunConfig, world: int) -> Layout:
-    """The layout of a run on `world` devices."""
-    batch = config.batch
+    """The layout of a run on `world` devices: its sections `batch` and `parallel`, its key `recompute`."""
+    values = config.model_dump()
+    batch, parallel = values["batch"], values.get("parallel", {})
     return make_layout(
         config.model, world,
-        sequences=batch.sequences, micro_sequences=batch.micro_sequences,
-        sequence_length=batch.sequence_length, precision=config.precision, loss_chunk=config.loss_chunk,
+        **{key: batch[key] for key in ("sequences", "micro_sequences", "sequence_length")},
+        **{key: value for key, value in parallel.items() if key in MESH},
+        **{key: values[key] for key in ("precision", "loss_chunk", "recompute") if key in values},
     )  # fmt: skip
 
 

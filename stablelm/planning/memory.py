@@ -97,7 +97,9 @@ def moments_of(model: ModelConfig, layout: Layout) -> tuple[Memory, ...]:
         gathered = computed * (whole if layout.zero < 3 else root + 2 * block)
     before = 0  # gradients of earlier passes
     if layout.micro_batches > 1:
-        before = reduced * whole if layout.zero <= 1 and not alone else kept * local
+        # The embedding's gradient is not cut over the tensor group before it is reduced.
+        uncut = whole + (tensor - 1) * head
+        before = reduced * uncut if layout.zero <= 1 and not alone else kept * local
     after = kept * local + (before if layout.zero <= 1 and not alone else 0)
 
     stream = computed * tokens * model.hidden_size  # one tensor of the residual stream

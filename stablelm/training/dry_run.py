@@ -9,13 +9,14 @@ A process has one fake group: a second one breaks DTensor's look-up of groups by
 process of its own. Rejected: FSDPMemTracker (on fake CPU tensors it counts a thousand times the optimizer's
 state, torch 2.13), CommDebugMode (it loses its place in the second pass of a step)."""
 
+import importlib
 import multiprocessing
 import time
 import warnings
 import weakref
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,14 +74,27 @@ def _child(values: dict[str, Any], world: int, rank: int, pipe: Any) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipe.send(("done", fake_step(run_config(values), world, rank)))
+            placing = importlib.import_module("stablelm.training.parallel")
+            pipe.send(("done", fake_step(run_config(values), world, rank, placing)))
     except InputError as error:
         pipe.send(("input", str(error)))
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
 
 
-def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
+class Placing(Protocol):
+    """How a network comes to lie on a mesh: `stablelm.training.parallel`."""
+
+    def build_mesh(self, parallel: Any, world: int, device_type: str) -> Any:
+        """The device mesh of a configuration's section `parallel`."""
+        ...
+
+    def parallelize(self, model: StableLM, mesh: Any, config: RunConfig) -> Any:
+        """Places the network's weights, in place."""
+        ...
+
+
+def fake_step(config: RunConfig, world: int, rank: int, placing: Placing) -> DryRun:
     """The step itself; leaves a fake process group behind, so call it once in a process."""
     import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -88,16 +102,15 @@ def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from stablelm.training.optimizer import make_optimizer, moments
-    from stablelm.training.parallel import build_mesh, parallelize
 
     began, full = time.perf_counter(), layout_of(config, world)
     layout = replace(full, micro_batches=min(PASSES, full.micro_batches))
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
-    mesh = build_mesh(getattr(config, "parallel", None), world, "cpu")
+    mesh = placing.build_mesh(getattr(config, "parallel", None), world, "cpu")
     with torch.device("meta"):
         model = StableLM(config.model)
     model.lm_head.chunk = config.loss_chunk
-    parallelize(model, mesh, config)
+    placing.parallelize(model, mesh, config)
     alive = Alive()
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         model.to_empty(device="cpu")
@@ -109,17 +122,19 @@ def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
         shape = (layout.micro_sequences, layout.sequence_length)
         ids = torch.zeros(shape, dtype=torch.long)
 
-        def step() -> None:
+        def passes() -> None:
             for index in range(layout.micro_batches):
                 last_pass(model, layout, index == layout.micro_batches - 1)
                 model(ids, labels=ids).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
 
+        # What DTensor does once is not counted: it finds placements by tensors of whole size, in the first
+        # pass of a tensor-parallel network and in the optimizer, which needs no memory of its own.
         if layout.tensor > 1:
-            step()  # makes what later steps find: DTensor's placements, by tensors of whole size
+            passes()
+            optimizer.zero_grad(set_to_none=True)
         with alive:
-            step()
+            passes()
+        optimizer.step()
         sizes = {_plain(name): weight.numel() for name, weight in weights.items()}
         held = sum(_bytes(weight) for weight in weights.values())
         moved = sum(_bytes(_local(tensor)) for tensor in state.values())

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from pydantic import Field
 
-from stablelm.config import InputError, preset
+from stablelm.config import InputError, RunConfig, preset
+from stablelm.config.run import run_config
 from stablelm.model import StableLM
 from stablelm.model.rotary import Rotary
 from stablelm.planning import DEVICES
-from stablelm.planning.layout import make_layout
+from stablelm.planning.layout import layout_of, make_layout
 from stablelm.planning.memory import (
     block_activations,
     group_numbers,
@@ -159,6 +161,22 @@ def test_usable_memory_is_less_than_all():
 def test_what_does_not_come_out_even_is_refused(world, keys, message):
     with pytest.raises(InputError, match=message):
         layout(world, **keys)
+
+
+class Config(RunConfig):
+    """With the sections that a mesh needs."""
+
+    parallel: dict = Field(default_factory=dict)
+    recompute: str | int = "none"
+
+
+def test_a_configuration_is_a_layout():
+    values = {"data": {"path": "nowhere", "epochs": {"web": 1}}, "recompute": "full", "loss_chunk": 256}
+    wanted = Config(parallel={"tensor": 4, "zero": 3, "sequence_parallel": False}, **values)
+    assert layout_of(wanted, 256) == layout(
+        tensor=4, zero=3, sequence_parallel=False, recompute="full", loss_chunk=256
+    )
+    assert layout_of(run_config({"data": values["data"]}), 256) == layout()
 
 
 def test_layouts():

@@ -56,6 +56,7 @@ def test_tensor_groups_stay_in_a_node():
     )
     plain = rows(tensor=4, micro_sequences=16, sequence_parallel=False)
     assert ("tensor", "reduce-scatter", "activations") not in plain
+    assert plain["tensor", "all-reduce", "activations"].calls == 32 * 7 + 1
 
 
 def test_one_device_sends_nothing():
