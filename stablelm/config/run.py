@@ -22,6 +22,12 @@ class CheckpointConfig(Schema):
     """Steps between checkpoints."""
     keep: int = Field(3, ge=1)
     """How many of the newest checkpoints stay on the disk."""
+    permanent_every: int | None = Field(None, ge=1)
+    """Also save at the multiples of this number of steps, and never remove those; null keeps only the
+    newest."""
+    asynchronous: bool = True
+    """Go on training while the files are written, from a copy in host memory (12 bytes a parameter, shared
+    out over the processes)."""
 
 
 class EvaluationConfig(Schema):

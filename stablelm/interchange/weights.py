@@ -4,7 +4,8 @@ The headers alone (some kB) say whether every tensor is there, complete, of the 
 only then is the model built, on the meta device, and each memory-mapped tensor put in its place. In the
 stored precision on the CPU nothing is copied and pages are read when first used; else one tensor at a time is
 converted. A tensor may lie in pieces in several files, as the processes of a training run wrote it; the
-headers say which part each is, and the parts must fill the whole. Pickled weights are never opened: a pickle can run code."""
+headers say which part each is, and the parts must fill the whole. Pickled weights are never opened: a pickle
+can run code."""
 
 import json
 import math
@@ -145,8 +146,8 @@ def _whole(name: str, pieces: list[StoredTensor]) -> StoredTensor:
         )
     if not grid:
         raise InputError(
-            f"{first.file.parent}: the pieces of tensor {name!r} do not fill it: a process's file is missing, "
-            f"or of another save (found {', '.join(sorted({p.file.name for p in pieces}))})."
+            f"{first.file.parent}: the pieces of tensor {name!r} do not fill it: a process's file is "
+            f"missing, or of another save (found {', '.join(sorted({p.file.name for p in pieces}))})."
         )
     return StoredTensor(filled[0].file, first.dtype, whole, pieces=tuple(filled))
 

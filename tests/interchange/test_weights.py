@@ -203,8 +203,10 @@ def test_pieces_that_do_not_fill_the_whole_are_refused(tmp_path: Path, pieces: d
         read_headers(files)
 
 
-@pytest.mark.parametrize("notes", ["[", "[]", '{"a": 3}', '{"a": {"saved_offsets": [-1]}}',
-                                   '{"a": {"saved_offsets": [0, 0]}}', '{"a": {"saved_offsets": ["0"]}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "notes",
+    ["[", "[]", *(json.dumps({"a": v}) for v in (3, *({"saved_offsets": o} for o in ([-1], [0, 0], ["0"]))))],
+)
 def test_broken_notes_on_pieces_are_refused(tmp_path: Path, notes: str) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "x", {"DCP_SHARDING_INFO": notes})
     with pytest.raises(InputError, match=r"x: the header's (notes|entry for 'a')"):
