@@ -7,15 +7,15 @@ Saved by one process or by many, the weights open alike. The optimizer's state i
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from stablelm.config import InputError
 from stablelm.config.model import from_huggingface
 from stablelm.interchange.huggingface import read_config
 from stablelm.interchange.weights import build_model, read_headers
 from stablelm.model import StableLM
-from stablelm.storage import MANIFEST, read_manifest, sha256_file
+from stablelm.storage import MANIFEST, read_manifest
 from stablelm.tokenizer import Tokenizer
 
 FOLDER = "checkpoints"
@@ -60,6 +60,12 @@ def _remedy(path: Path) -> str:
     return f"Use the checkpoint before it, {before}." if before else "Use another checkpoint."
 
 
+def check_weights(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that has all files with their sizes, and every byte of all but the
+    optimizer's."""
+    return read_manifest(path, hashes=lambda name: not name.startswith("optimizer/"), remedy=_remedy(path))
+
+
 def load_checkpoint(
     path: Path,
     dtype: torch.dtype | None = None,
@@ -67,12 +73,7 @@ def load_checkpoint(
     build: type[StableLM] = StableLM,
 ) -> tuple[StableLM, Tokenizer | None]:
     """Model and tokenizer of one checkpoint directory; weights are float32 unless `dtype` says otherwise."""
-    remedy = _remedy(path)
-    manifest = read_manifest(path, hashes=False, remedy=remedy)
-    names = [name for name in manifest["files"] if not name.startswith("optimizer/")]
-    for name in names:
-        if sha256_file(path / name) != manifest["files"][name]["sha256"]:
-            raise InputError(f"{path / name}: corrupt: its sha256 is not the manifest's. {remedy}")
+    names = list(check_weights(path)["files"])
     config = from_huggingface(read_config(path), str(path / "config.json"))
     files = [path / name for name in names if name.startswith("model/") and name.endswith(".safetensors")]
     model = build_model(config, read_headers(files), path, dtype, device, build)

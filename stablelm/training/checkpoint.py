@@ -12,7 +12,7 @@ all have done so the first writes the manifest, renames the directory and moves 
 leaves nothing under the final name. Never written in place: PyTorch's writer, killed in an existing
 directory, leaves a mixture of two steps that loads. Files say which part of a tensor they hold, so any mesh
 loads what any other saved, `_StridedShard` and uneven shards included; a process reads only what it needs,
-and hashing (about 1 GB/s) is shared out. Only tensors go through the writer, in files of at most 1 GB a process
+and hashing (about 1 GB/s) is shared out. Only tensors go through the writer, in files of at most 1 GB each
 because it holds the bytes of one in memory; numbers go to `state.json`. No pickle anywhere."""
 
 import json
