@@ -7,7 +7,7 @@ from typing import Any
 
 from stablelm.config.errors import InputError
 from stablelm.config.neox import is_neox, read_neox
-from stablelm.config.run import _PENDING, RunConfig, from_reading
+from stablelm.config.run import RunConfig, from_reading, has_key
 from stablelm.config.schema import Schema, apply_overrides, read_yaml, section_of, validate
 
 
@@ -35,11 +35,9 @@ def explain_config(
     for row in reading.rows:
         sets = row.verdict == "mapped" and reading.origin.get(row.ours) == row.key
         ours = row.ours if row.verdict == "mapped" or row.why.endswith(" decides") else ""
-        why = row.why or (
-            described(row.ours)
-            if sets and row.ours not in _PENDING
-            else "left blank, or not here yet: ours has its default"
-        )
+        if sets and not has_key(row.ours):  # a section that is not built
+            row, sets = row._replace(verdict="ignored", why=f"there is no {row.ours} here yet"), False
+        why = row.why or (described(row.ours) if sets else "left blank: ours has its default")
         why = why if row.given else f"not given: GPT-NeoX's default. {why}".removesuffix(". ")
         value = reading.ours.get(row.ours) if sets else None
         rows.append(row._asdict() | {"ours": ours, "ours_value": value, "why": why})

@@ -31,7 +31,7 @@ def application() -> "typer.Typer":
     """The verbs."""
     import typer
 
-    from stablelm.cli import config, data, demo, generate, models, plan, tokenizer, train
+    from stablelm.cli import checkpoint, config, data, demo, generate, models, plan, tokenizer, train
 
     app = typer.Typer(
         name="stablelm",
@@ -45,6 +45,7 @@ def application() -> "typer.Typer":
     verbs = (demo.demo, models.init, plan.plan, train.train, train.report, generate.generate)
     for verb in (*verbs, models.inspect, models.convert, models.export):
         app.command()(verb)
+    app.add_typer(checkpoint.app, name="checkpoint")
     app.add_typer(config.app, name="config")
     app.add_typer(data.app, name="data")
     app.add_typer(tokenizer.app, name="tokenizer")

@@ -16,6 +16,9 @@ def train(
         str | None, typer.Option(help="Directory of the run.", show_default="CONFIG's out")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    force_data: Annotated[
+        bool, typer.Option("--force-data", help="With --resume: go on with other data than before.")
+    ] = False,
 ) -> None:
     """Train a model: checkpoints, metrics.jsonl and held-out bits per byte land in the run's directory.
 
@@ -27,7 +30,7 @@ def train(
     wanted = load_run_config(config, [*(set_ or []), *place])  # a mistake is told before PyTorch is loaded
     from stablelm.training import train as run_training
 
-    run = run_training(wanted, resume=resume)
+    run = run_training(wanted, resume=resume, force_data=force_data)
     typer.echo(f"{run}: done. Next: stablelm report {run}, or stablelm generate {run} 'Once upon a time'")
 
 

@@ -15,7 +15,7 @@ from stablelm.config.model import ModelConfig, preset
 from stablelm.config.neox import Reading, is_neox, read_neox
 from stablelm.config.neox_file import WORLD
 from stablelm.config.optimization import BatchConfig, OptimizerConfig, ScheduleConfig
-from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
+from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, section_of, validate
 
 
 class CheckpointConfig(Schema):
@@ -25,6 +25,12 @@ class CheckpointConfig(Schema):
     """Steps between checkpoints."""
     keep: int = Field(3, ge=1)
     """How many of the newest checkpoints stay on the disk."""
+    permanent_every: int | None = Field(None, ge=1)
+    """Also save at the multiples of this number of steps, and never remove those; null keeps only the
+    newest."""
+    asynchronous: bool = True
+    """Go on training while the files are written, from a copy in host memory (12 bytes a parameter, shared
+    out over the processes)."""
 
 
 class EvaluationConfig(Schema):
@@ -110,9 +116,32 @@ def from_reading(reading: Reading, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError("\n".join(f"{reading.source}: {fault}" for fault in reading.faults))
     ours = [o for o in overrides if not o.startswith((WORLD, "reference_world"))]
     try:
-        return validate(RunConfig, apply_overrides(_existing(reading.values), ours), reading.source)
+        return validate(RunConfig, apply_overrides(_existing(reading), ours), reading.source)
     except InputError as error:
         raise InputError(reading.renamed(str(error))) from None
+
+
+def has_key(name: str) -> bool:
+    """Whether `name`, dotted, is a key of a run."""
+    schema: type[Schema] | None = RunConfig
+    for part in name.split("."):
+        if schema is None or part not in schema.model_fields:
+            return False
+        schema = section_of(schema.model_fields[part])
+    return True
+
+
+def _existing(reading: Reading) -> dict[str, Any]:
+    """The values of a GPT-NeoX YAML without those for sections that are not built yet."""
+    values = apply_overrides(reading.values, [])
+    for name in reading.ours:
+        *sections, last = name.split(".")
+        if not has_key(name):
+            node = values
+            for part in sections:
+                node = node.get(part, {})
+            node.pop(last, None)
+    return {name: part for name, part in values.items() if part != {} or has_key(name)}
 
 
 def run_config(values: dict[str, Any], source: str = "config") -> RunConfig:
@@ -166,25 +195,9 @@ def original_yaml() -> str:
         "model": preset("stablelm-3b-4e1t").model_dump(),
         "data": {"path": "data/stablelm-3b-4e1t", "epochs": dict.fromkeys(sources, 4)},
         "steps": 955_000,
-        "checkpoint": {"every": 2000},
+        "parallel": {"zero": 1},
+        "recompute": "full",
+        "checkpoint": {"every": 2000, "permanent_every": 10_000},
         "evaluation": {"every": 5000, "windows": 10_240},
     }
     return commented_yaml(RunConfig, ORIGINAL_HEADING, values)
-
-
-# Keys that the table maps and no section has yet.
-_PENDING = {
-    "schedule.shape", "parallel.tensor", "parallel.zero", "parallel.sequence_parallel", "recompute",
-    "checkpoint.permanent_every",
-}  # fmt: skip
-
-
-def _existing(values: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
-    for name in _PENDING:
-        section, _, key = name.partition(".")
-        if key:
-            kept.get(section, {}).pop(key, None)
-        else:
-            kept.pop(section, None)
-    return {name: part for name, part in kept.items() if name in RunConfig.model_fields}

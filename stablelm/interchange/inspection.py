@@ -241,7 +241,7 @@ def _weights_file(path: Path, verify: bool) -> Facts:
 
 def _weights(stored: Mapping[str, StoredTensor]) -> Facts:
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored.values())
-    files = {tensor.file for tensor in stored.values()}
+    files = {file for tensor in stored.values() for file in tensor.files}
     return {
         "tensors": len(stored),
         "stored_as": [name for name, _ in dtypes.most_common()],
@@ -253,7 +253,7 @@ def _weights(stored: Mapping[str, StoredTensor]) -> Facts:
 
 def _finite(stored: Mapping[str, StoredTensor]) -> str:
     """Reads every weight, one tensor in memory at a time."""
-    for file in sorted({tensor.file for tensor in stored.values()}):
+    for file in sorted({file for tensor in stored.values() for file in tensor.files}):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a mapping)

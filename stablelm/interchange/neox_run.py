@@ -64,7 +64,8 @@ def converted(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, lis
 def _spelled(config: RunConfig) -> Values:
     model, batch, data, optimizer = config.model, config.batch, config.data, config.optimizer
     wide, neox = model.intermediate_size, data.neox
-    tensor = getattr(getattr(config, "parallel", None), "tensor", 1)
+    parallel = getattr(config, "parallel", None)
+    tensor = getattr(parallel, "tensor", 1)
     tokenizer = neox.tokenizer if neox else f"{data.path}/tokenizer.json"
     known = tokenizer_ids(tokenizer, "HFTokenizer")
     ids = known[0] if known else model.vocab_size
@@ -101,6 +102,12 @@ def _spelled(config: RunConfig) -> Values:
         "eval-interval": config.evaluation.every,
         "log-interval": config.logging.every,
     }
+    if parallel is not None:
+        values["zero_optimization"] = {"stage": parallel.zero}
+    if config.checkpoint.permanent_every is not None:
+        values["s3_sync_interval"] = config.checkpoint.permanent_every
+    if (recompute := getattr(config, "recompute", None)) in ("none", "full"):
+        values["checkpoint-activations"] = recompute == "full"
     if config.steps is not None:
         values |= {"train-iters": config.steps, "lr-decay-iters": config.steps}
     if windows and not rest:

@@ -118,7 +118,11 @@ def training_sentence(known: Provenance) -> str:
     length = known.run.get("batch", {}).get("sequence_length", 0)
     step, samples = known.state.get("step", 0), known.state.get("samples", 0)
     sources = ", ".join(name for name, read in known.about.get("data", {}).items() if read.get("samples"))
-    return f"trained for {step:,} steps ({samples * length:,} tokens) on {sources}"
+    trained = f"trained for {step:,} steps ({samples * length:,} tokens) on {sources}"
+    if averaged := known.about.get("averaged"):
+        steps = ", ".join(f"{part['step']:,}" for part in averaged)
+        trained += f", then the mean of the checkpoints of steps {steps} taken"
+    return trained
 
 
 def data_sources(known: Provenance) -> dict[str, dict[str, Any]]:

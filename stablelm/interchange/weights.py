@@ -3,7 +3,9 @@
 The headers alone (some kB) say whether every tensor is there, complete, of the right shape and nothing else;
 only then is the model built, on the meta device, and each memory-mapped tensor put in its place. In the
 stored precision on the CPU nothing is copied and pages are read when first used; else one tensor at a time is
-converted. Pickled weights are never opened: a pickle can run code."""
+converted. A tensor may lie in pieces in several files, as the processes of a training run wrote it; the
+headers say which part each is, and the parts must fill the whole. Pickled weights are never opened: a pickle
+can run code."""
 
 import json
 import math
@@ -11,6 +13,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +24,7 @@ from stablelm.interchange.pickled import pickled_state
 from stablelm.model import StableLM
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SHARDING = "DCP_SHARDING_INFO"
 _LARGEST_HEADER = 100_000_000
 PICKLES = (".bin", ".pt", ".pth")
 _REMEDY = "Download or copy the file again."
@@ -31,8 +35,18 @@ class StoredTensor:
     """Where one tensor is, and what it is."""
 
     file: Path
+    """Of several, the first one's."""
     dtype: torch.dtype
     shape: tuple[int, ...]
+    offset: tuple[int, ...] | None = None
+    """Where a piece begins in the whole; None when the file does not speak of pieces."""
+    pieces: "tuple[StoredTensor, ...]" = ()
+    """What a tensor in several files is put together from."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that holds a part of it."""
+        return [piece.file for piece in self.pieces] or [self.file]
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -56,7 +70,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{file}: not a safetensors file: its header is not JSON. {_REMEDY}") from None
     if not isinstance(header, dict):
         raise InputError(f"{file}: not a safetensors file: its header is not a table. {_REMEDY}")
-    tensors, end = {}, 0
+    tensors, end, offsets = {}, 0, _offsets(file, header.get("__metadata__"))
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -78,21 +92,64 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 f"{file}: truncated: tensor {name!r} ends at byte {8 + length + last:,}, "
                 f"the file has {size:,}. {_REMEDY}"
             )
-        tensors[name], end = StoredTensor(file, DTYPES[dtype], shape), max(end, last)
+        offset = offsets.get(name)
+        if offset is not None and len(offset) != len(shape):
+            raise InputError(f"{file}: the header's entry for {name!r} is broken. {_REMEDY}")
+        tensors[name], end = StoredTensor(file, DTYPES[dtype], shape, offset), max(end, last)
     if 8 + length + end != size:
         raise InputError(f"{file}: {size - 8 - length - end:,} bytes after its last tensor. {_REMEDY}")
     return tensors
 
 
+def _offsets(file: Path, metadata: Any) -> dict[str, tuple[int, ...]]:
+    """Where each piece begins in its tensor, as PyTorch's distributed writer notes it."""
+    if not isinstance(metadata, dict) or _SHARDING not in metadata:
+        return {}
+    try:
+        found = {name: entry["saved_offsets"] for name, entry in json.loads(metadata[_SHARDING]).items()}
+        if all(type(n) is int and n >= 0 for offset in found.values() for n in offset):
+            return {name: tuple(offset) for name, offset in found.items()}
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
+        pass
+    raise InputError(f"{file}: the header's notes on the pieces of its tensors are broken. {_REMEDY}")
+
+
 def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """The tensors of several files together; a name may occur once."""
-    tensors: dict[str, StoredTensor] = {}
+    """The tensors of several files together; a name may occur once, or in pieces that fill the whole."""
+    found: dict[str, list[StoredTensor]] = {}
     for file in files:
         for name, stored in read_header(file).items():
-            if name in tensors:
-                raise InputError(f"{file}: tensor {name!r} is also in {tensors[name].file.name}.")
-            tensors[name] = stored
-    return tensors
+            found.setdefault(name, []).append(stored)
+    return {name: _whole(name, pieces) for name, pieces in found.items()}
+
+
+def _whole(name: str, pieces: list[StoredTensor]) -> StoredTensor:
+    first = pieces[0]
+    if len(pieces) > 1 and any(piece.offset is None for piece in pieces):
+        raise InputError(f"{pieces[1].file}: tensor {name!r} is also in {first.file.name}.")
+    for piece in pieces:
+        if piece.dtype != first.dtype or len(piece.shape) != len(first.shape):
+            raise InputError(f"{piece.file}: its piece of tensor {name!r} does not fit {first.file.name}.")
+    if len(pieces) == 1 and not any(first.offset or ()):
+        return first
+    filled = [p for p in pieces if math.prod(p.shape)] or [first]  # a process may hold none of a small tensor
+    ends = [[(p.offset or ())[d] + p.shape[d] for p in filled] for d in range(len(first.shape))]
+    begins = [{(p.offset or ())[d] for p in filled} for d in range(len(first.shape))]
+    # Meshes cut along a grid: as many pieces as cells, no two at one place, each reaching the next cut.
+    grid = len(filled) == len({p.offset for p in filled}) == math.prod(len(cuts) for cuts in begins)
+    whole = tuple(max(cuts) for cuts in ends)
+    for dim, cuts in enumerate(begins):
+        following = dict(zip(sorted(cuts), [*sorted(cuts)[1:], whole[dim]], strict=True))
+        grid = grid and 0 in cuts
+        grid = grid and all(
+            following[(p.offset or ())[dim]] == e for p, e in zip(filled, ends[dim], strict=True)
+        )
+    if not grid:
+        raise InputError(
+            f"{first.file.parent}: the pieces of tensor {name!r} do not fill it: a process's file is "
+            f"missing, or of another save (found {', '.join(sorted({p.file.name for p in pieces}))})."
+        )
+    return StoredTensor(filled[0].file, first.dtype, whole, pieces=tuple(filled))
 
 
 def read_pickles(files: Iterable[Path]) -> dict[str, StoredTensor]:
@@ -150,20 +207,36 @@ def build_model(
     return model.eval()
 
 
+def read_tensor(name: str, stored: StoredTensor) -> Tensor:
+    """One tensor as it is stored, on the CPU."""
+    return _read({name: stored}, stored.dtype, "cpu")[name]
+
+
 def _read(
     tensors: dict[str, StoredTensor], dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for file in {stored.file: None for stored in tensors.values()}:
+    parts: dict[Path, list[tuple[str, StoredTensor]]] = {}
+    for name, stored in tensors.items():
+        for piece in stored.pieces or (stored,):
+            parts.setdefault(piece.file, []).append((name, piece))
+    for file, held in parts.items():
         if file.suffix in PICKLES:
             state = pickled_state(file)
-            for name in (n for n, stored in tensors.items() if stored.file == file):
-                found[name] = state[name].to(device=device, dtype=dtype)
+            found |= {name: state[name].to(device=device, dtype=dtype) for name, _ in held}
             continue
         try:
             with safe_open(os.fspath(file), framework="pt") as opened:
-                for name in (n for n, stored in tensors.items() if stored.file == file):
-                    found[name] = opened.get_tensor(name).to(device=device, dtype=dtype)
+                for name, piece in held:
+                    value = opened.get_tensor(name)
+                    if not tensors[name].pieces:
+                        found[name] = value.to(device=device, dtype=dtype)
+                        continue
+                    if name not in found:
+                        found[name] = torch.empty(tensors[name].shape, dtype=dtype, device=device)
+                    begin = piece.offset or ()
+                    place = tuple(slice(b, b + n) for b, n in zip(begin, piece.shape, strict=True))
+                    found[name][place] = value.to(device=device, dtype=dtype)
         except SafetensorError as error:
             raise InputError(f"{file}: {error}. {_REMEDY}") from None
     return found

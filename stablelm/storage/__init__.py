@@ -13,16 +13,18 @@ from stablelm.storage.atomic import (
 )
 from stablelm.storage.hashes import fingerprint, keyed_uint64, sha256_file, sha256_text
 from stablelm.storage.locks import directory_lock
-from stablelm.storage.manifests import MANIFEST, read_manifest, write_manifest
+from stablelm.storage.manifests import MANIFEST, Entries, entry, read_manifest, write_manifest
 from stablelm.storage.paths import confined, refuse_dead_link
 
 __all__ = [
     "MANIFEST",
     "DiskFullError",
+    "Entries",
     "atomic_directory",
     "atomic_file",
     "confined",
     "directory_lock",
+    "entry",
     "explain_full_disk",
     "fingerprint",
     "keyed_uint64",

@@ -1,89 +1,194 @@
 """Checkpoints: RUN/checkpoints/step-N, safetensors written by PyTorch's distributed checkpoint, whole or
 absent.
 
-    step-000500/model/*.safetensors       weights, float32, Hugging Face names
+    step-000500/model/*.safetensors       weights, float32, Hugging Face names; each process its own shards
     step-000500/optimizer/*.safetensors   exp_avg.NAME and exp_avg_sq.NAME
     step-000500/state.json                step, samples consumed, configuration, data fingerprint
     step-000500/config.json, tokenizer.json, about.json    what export and the model card read
     step-000500/manifest.json             sizes and sha256 of all of these; written last
 
-A save fills a fresh directory aside, flushes it and renames it, so a kill in the middle leaves nothing under
-the final name. Loading checks every byte against the manifest (about 1 GB/s). Only tensors go through the
-writer; numbers go to `state.json`. No pickle anywhere."""
+A save fills a fresh directory aside; every process writes, flushes and hashes its own files, and only when
+all have done so the first writes the manifest, renames the directory and moves `latest`: a kill anywhere
+leaves nothing under the final name. Never written in place: PyTorch's writer, killed in an existing
+directory, leaves a mixture of two steps that loads. Files say which part of a tensor they hold, so any mesh
+loads what any other saved, `_StridedShard` and uneven shards included; a process reads only what it needs,
+and hashing (about 1 GB/s) is shared out. Only tensors go through the writer, in files of at most 1 GB each
+because it holds the bytes of one in memory; numbers go to `state.json`. No pickle anywhere."""
 
-import contextlib
+import json
 import logging
+import os
 import shutil
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from stablelm.config import InputError
-from stablelm.config.model import to_huggingface
-from stablelm.interchange.native import finished_checkpoints
+from stablelm.config.errors import RunError
+from stablelm.interchange.native import FOLDER
+from stablelm.interchange.weights import read_headers
 from stablelm.model import StableLM
 from stablelm.storage import (
-    atomic_directory,
+    Entries,
+    entry,
+    explain_full_disk,
     read_json,
     read_manifest,
     require_space,
-    write_json,
     write_manifest,
     write_text,
 )  # fmt: skip
-from stablelm.storage.atomic import TEMPORARY
+from stablelm.storage.atomic import TEMPORARY, commit_directory, remove_leftovers
+from stablelm.training.agreement import Ranks, answering
 from stablelm.training.optimizer import moments, set_step
 
-FOLDER = "checkpoints"
+LATEST = "latest"
+_FILE_BYTES = 1 << 30
 
 
-def save_checkpoint(
-    run: Path,
-    model: StableLM,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    about: dict[str, Any],
-    tokenizer: bytes,
-    keep: int,
-) -> Path:
-    """Saves `state["step"]`, then removes all but the newest `keep`; returns the new directory.
-
-    `state` is all that continuing needs besides tensors; `about` is what a reader or a model card wants to
-    know."""
-    target = run / FOLDER / f"step-{state['step']:06d}"
-    if target not in finished_checkpoints(run):
-        shutil.rmtree(target, ignore_errors=True)  # a directory without its manifest was never a checkpoint
-        require_space(run, 13 * model.num_parameters(), "a checkpoint")
-        with atomic_directory(target) as aside:
-            _write_tensors(aside / "model", dict(model.state_dict()))
-            _write_tensors(aside / "optimizer", moments(model, optimizer))
-            write_json(aside / "config.json", to_huggingface(model.config, "float32"))
-            (aside / "tokenizer.json").write_bytes(tokenizer)
-            write_json(aside / "state.json", state)
-            write_json(aside / "about.json", about)
-            write_manifest(aside, {"format": "stablelm-checkpoint", "version": 1, "step": state["step"]})
-        write_text(run / FOLDER / "latest", target.name + "\n")
-    for old in finished_checkpoints(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
+def as_json(value: Any) -> bytes:
+    """The bytes of a JSON file."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def load_checkpoint(path: Path, model: StableLM, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fills model and optimizer in place and returns the checkpoint's state; every byte is checked first."""
-    read_manifest(path, remedy="Remove this checkpoint to resume from the one before it.")
-    _read_tensors(path / "model", dict(model.state_dict()))
-    _read_tensors(path / "optimizer", moments(model, optimizer))
-    state: dict[str, Any] = read_json(path / "state.json")
-    set_step(optimizer, state["step"])
-    return state
+def write_checkpoint(
+    target: Path,
+    tensors: Mapping[str, dict[str, Tensor]],
+    files: Mapping[str, bytes],
+    step: int,
+    ranks: Ranks,
+) -> None:
+    """Makes the directory `target` from folders of tensors (each process gives its shards) and small files
+    (the first process's count); every process calls it, and on an error nothing is left.
+
+    Raises `DiskFullError`, another `OSError`, or `RunError` when a process is gone; the same on all."""
+    size = sum(t.numel() * t.element_size() for held in tensors.values() for t in held.values())
+    aside = ranks.at_first(lambda: _begin(target, size + size // 50))
+    try:
+        with explain_full_disk(target):
+            for folder, held in tensors.items():
+                _write_tensors(aside / folder, held, ranks)
+            written = ranks.together(lambda: _own_files(aside, ranks.rank))
+            known = {name: found for own in written for name, found in own.items()}
+            ranks.at_first(lambda: _commit(aside, target, files, known, step))
+    finally:
+        if ranks.first:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _begin(target: Path, needed: int) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    require_space(target.parent.parent, needed, "a checkpoint")
+    aside = target.with_name(f"{target.name}{TEMPORARY}{os.getpid()}")
+    aside.mkdir()
+    return aside
+
+
+def _own_files(aside: Path, rank: int) -> Entries:
+    """This process's files (the writer numbers them from 1), with what the manifest says of them."""
+    own = sorted(aside.glob(f"*/shard-{rank + 1:05}-*"))
+    return {path.relative_to(aside).as_posix(): entry(path) for path in own}
+
+
+def _commit(aside: Path, target: Path, files: Mapping[str, bytes], known: Entries, step: int) -> None:
+    for name, content in files.items():
+        (aside / name).write_bytes(content)
+    write_manifest(aside, {"format": "stablelm-checkpoint", "version": 1, "step": step}, known)
+    commit_directory(aside, target)
+    write_text(target.parent / LATEST, target.name + "\n")
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> None:
+    parts, part, filled = {}, 1, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size() // ranks.world
+        if filled and filled + size > _FILE_BYTES:
+            part, filled = part + 1, 0
+        parts[name], filled = part, filled + size
+    writer = HuggingFaceStorageWriter(str(folder), parts, save_distributed=True)
+    _quiet()
+    try:
+        with answering():
+            save(tensors, storage_writer=writer, process_group=ranks.group, no_dist=ranks.group is None)
+    except CheckpointException as error:  # a BaseException; it also wraps Ctrl-C
+        causes = [error.failures[rank][0] for rank in sorted(error.failures)]
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            raise KeyboardInterrupt from None
+        if isinstance(causes[0], OSError):
+            raise causes[0] from None
+        raise RunError(f"{folder}: not saved: {causes[0]!r}") from error
+
+
+def _quiet() -> None:
+    # The writer warns that no process group is there; with one process that is meant. Not `catch_warnings`,
+    # which other threads' filters do not survive.
+    warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+
+
+def read_state(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The numbers of a checkpoint whose files are all there with their sizes; small, and read before any
+    tensor."""
+    read_manifest(path, hashes=lambda name: name == "state.json", remedy=remedy)
+    state = read_json(path / "state.json")
+    kinds = {"step": int, "samples": int, "config": dict, "data_fingerprint": str, "steps": int}
+    for key, kind in kinds.items():
+        if not isinstance(state, dict) or not isinstance(state.get(key), kind):
+            raise InputError(f"{path / 'state.json'}: damaged: no {key!r}. {remedy}".rstrip())
+    return dict(state)
+
+
+def load_checkpoint(
+    path: Path, model: StableLM, optimizer: torch.optim.Optimizer, ranks: Ranks, remedy: str = ""
+) -> None:
+    """Fills model and optimizer in place, on whatever mesh they are; every process calls it, and every byte
+    is checked first."""
+    mine = lambda name: zlib.crc32(name.encode()) % ranks.world == ranks.rank  # noqa: E731
+    ranks.together(lambda: read_manifest(path, hashes=mine, remedy=remedy))
+    wanted = {"model": dict(model.state_dict()), "optimizer": moments(model, optimizer)}
+    for folder, held in wanted.items():
+        ranks.at_first(partial(_fits, path / folder, held, remedy))
+        ranks.together(partial(_read_tensors, path / folder, held))
+    set_step(optimizer, read_json(path / "state.json")["step"])
+
+
+def _fits(folder: Path, tensors: dict[str, Tensor], remedy: str) -> None:
+    """Refuses a folder that does not hold just these tensors, whole: the reader would leave gaps as they
+    are."""
+    held = read_headers(sorted(folder.glob("*.safetensors")))
+    for name in sorted(tensors.keys() | held.keys()):
+        wanted = list(tensors[name].shape) if name in tensors else "no such tensor"
+        found = list(held[name].shape) if name in held else "no such tensor"
+        if wanted != found:
+            raise InputError(
+                f"{folder}: does not hold this model's tensors: {name!r} is {found}, wanted is {wanted}. "
+                f"{remedy}".rstrip()
+            )
+
+
+def _read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    _quiet()
+    try:
+        with torch.no_grad():  # each process plans and reads for itself
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    except CheckpointException as error:
+        causes = [cause[0] for cause in error.failures.values()]
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            raise KeyboardInterrupt from None
+        raise InputError(f"{folder}: cannot be read: {causes[0]!r}") from None
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: does not hold this model's tensors: {error}") from None
 
 
 def clear_leftovers(run: Path) -> list[str]:
@@ -92,41 +197,3 @@ def clear_leftovers(run: Path) -> list[str]:
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
     return [path.name for path in leftovers]
-
-
-@contextlib.contextmanager
-def _single_process() -> Iterator[None]:
-    # The distributed checkpoint warns that no process group is there; with one process that is meant.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
-        logger = logging.getLogger("torch.distributed.checkpoint")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
-    with _single_process():
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        try:
-            save(tensors, storage_writer=writer, no_dist=True)
-        except CheckpointException as error:  # it also wraps Ctrl-C
-            if any(isinstance(failure[0], KeyboardInterrupt) for failure in error.failures.values()):
-                raise KeyboardInterrupt from None
-            raise
-
-
-def _read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        with _single_process(), torch.no_grad():
-            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: does not hold this model's tensors: {error}") from None
-
-
-def parameter_norm(model: nn.Module) -> float:
-    """Global L2 norm of the weights; not finite means that they must not be saved as a checkpoint."""
-    return float(torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()]))

@@ -5,6 +5,8 @@ long as every sample that it has consumed stays what it was, and the learning ra
 steps."""
 
 import contextlib
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 from stablelm.config import InputError, RunConfig
 from stablelm.data.run_data import open_data
 from stablelm.data.samples import Samples
+from stablelm.interchange.native import checkpoint_before
 from stablelm.planning import Plan
 
 # These change what is printed, where, or in which pieces a step is computed, not which steps are made.
@@ -36,8 +39,31 @@ def state_of(
     }
 
 
-def same_run(state: dict[str, Any], config: RunConfig, loader: Samples, plan: Plan, path: Path) -> None:
-    """Refuses to continue with another configuration or another past; names the first key that differs."""
+def remedy_for(path: Path) -> str:
+    """How to go on when the checkpoint at `path` is damaged."""
+    before = checkpoint_before(path)
+    if before is None:
+        return "There is no checkpoint before it: restore the file, or start a new run in another --out."
+    aside = f"{path}.damaged"
+    return (
+        f"The checkpoint before it is {before.name}; to go on from there: mv {shlex.quote(str(path))} "
+        f"{shlex.quote(aside)}, then the same command with --resume."
+    )
+
+
+def same_run(
+    state: dict[str, Any],
+    config: RunConfig,
+    loader: Samples,
+    plan: Plan,
+    path: Path,
+    *,
+    force_data: bool = False,
+) -> None:
+    """Refuses to continue with another configuration or another past; names the keys that differ.
+
+    `force_data` takes whatever data the configuration names: the samples go on at the number that the
+    checkpoint has reached, in the new data's order."""
     saved, given = state["config"], config.model_dump(mode="json")
     began: RunConfig | None = None
     with contextlib.suppress(
@@ -45,24 +71,30 @@ def same_run(state: dict[str, Any], config: RunConfig, loader: Samples, plan: Pl
     ):  # keys that came later have their defaults, which change nothing
         began = RunConfig.model_validate(saved)
         saved = began.model_dump(mode="json")
-    difference = _difference(_decisive(saved), _decisive(given), "")
-    if difference:
-        raise InputError(_changed(path, *difference))
+    differing = list(_differences(_decisive(saved), _decisive(given), ""))
+    if force_data:
+        differing = [found for found in differing if found[0].split(".")[0] != "data"]
+    if differing:
+        others = ", ".join(name for name, _, _ in differing[1:])
+        raise InputError(_changed(path, *differing[0]) + (f" Also different: {others}." if others else ""))
     past = loader
+    if force_data:
+        began = None
     if began is not None and any(saved["data"].get(key) != given["data"][key] for key in _FUTURE):
         # The data as they were, from the path of today.
         data = began.data.model_copy(update={"path": config.data.path})
         _, past = open_data(began.model_copy(update={"data": data, "out": config.out}))
-    if state["data_fingerprint"] != past.fingerprint:
+    if state["data_fingerprint"] != past.fingerprint and not force_data:
         raise InputError(
             f"{path}: was trained on another dataset or mixture than {config.data.path or 'data.neox'} "
-            "(their fingerprints differ). Resume with the data it began with."
+            "(their fingerprints differ). Resume with the data it began with; --force-data goes on with "
+            "these all the same, and what the checkpoint had read of them may be read again."
         )
     end = past.next_number(int(state["samples"]))
-    if past is not loader and (found := _difference(past.prefix(end), loader.prefix(end), "")):
+    if past is not loader and (found := _difference(past.prefix(end), loader.prefix(end))):
         tables = {"epochs": saved["data"]["epochs"]}, {"epochs": given["data"]["epochs"]}
         if all(table["epochs"] for table in tables):  # the user's own key
-            found = _difference(*tables, "") or found
+            found = _difference(*tables) or found
         raise InputError(
             _changed(path, f"data.{found[0]}", *found[1:])
             + f" The samples up to number {end - 1:,} are consumed; phases and "
@@ -89,14 +121,16 @@ def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _difference(saved: Any, given: Any, name: str) -> tuple[str, Any, Any] | None:
+def _differences(saved: Any, given: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(saved, dict) and isinstance(given, dict):
         for key in sorted(saved.keys() | given.keys()):
-            found = _difference(saved.get(key), given.get(key), f"{name}.{key}" if name else key)
-            if found:
-                return found
-        return None
-    if isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given):
-        pairs = enumerate(zip(saved, given, strict=True))
-        return next((d for i, (a, b) in pairs if (d := _difference(a, b, f"{name}.{i}"))), None)
-    return None if saved == given else (name, saved, given)
+            yield from _differences(saved.get(key), given.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given):
+        for index, (a, b) in enumerate(zip(saved, given, strict=True)):
+            yield from _differences(a, b, f"{name}.{index}")
+    elif saved != given:
+        yield name, saved, given
+
+
+def _difference(saved: Any, given: Any) -> tuple[str, Any, Any] | None:
+    return next(_differences(saved, given, ""), None)

@@ -5,6 +5,7 @@ and the learning rate are pure functions of it. A run that was killed and resume
 undisturbed run bit for bit (same machine, threads and PyTorch). A loss or gradient that is not finite stops
 the run before the weights change."""
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -23,26 +24,26 @@ from stablelm.interchange.provenance import Ancestor, ancestors_of
 from stablelm.model import StableLM
 from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
 from stablelm.storage import directory_lock, require_space, write_json, write_text
-from stablelm.training.checkpoint import (
-    clear_leftovers,
-    load_checkpoint,
-    parameter_norm,
-    save_checkpoint,
-)  # fmt: skip
+from stablelm.training.agreement import Ranks
+from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
 from stablelm.training.console import Console, make_console
 from stablelm.training.interruption import Interruption
 from stablelm.training.metrics import Metrics
 from stablelm.training.optimizer import make_optimizer
-from stablelm.training.resume import same_run, state_of
+from stablelm.training.resume import remedy_for, same_run, state_of
+from stablelm.training.saving import Checkpoints
 from stablelm.training.schedule import scheduled_rate
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
+def train(
+    config: RunConfig, *, resume: bool = False, force_data: bool = False, console: Console | None = None
+) -> Path:
     """Trains as configured and returns the run's directory.
 
-    With `resume`, continues from the newest checkpoint in `config.out`, or from the start when there is none.
+    With `resume`, continues from the newest checkpoint in `config.out`, or from the start when there is none;
+    with `force_data` also on other data than it was trained on.
     Raises `InputError` for a configuration that does not fit its data or a run that is already there,
     `RunError` when the training itself cannot go on."""
     run = Path(config.out)
@@ -53,8 +54,9 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             "--out."
         )
     trainer = Trainer(config, console or make_console())  # refuses before anything is written
-    with directory_lock(run):
-        return trainer.train(resume)
+    with contextlib.ExitStack() as held:
+        trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
+        return trainer.train(resume, force_data)
 
 
 class Trainer:
@@ -74,6 +76,8 @@ class Trainer:
         if config.precision != "fp32":
             self.model.compute_dtype = self.dtype
         self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.ranks = Ranks()
+        self.checkpoints = Checkpoints(self.run, config.checkpoint, self.console.message)
         self.step = 0
         self.evaluations: list[dict[str, Any]] = []
 
@@ -104,12 +108,12 @@ class Trainer:
             )
         return model
 
-    def train(self, resume: bool) -> Path:
+    def train(self, resume: bool, force_data: bool = False) -> Path:
         """Runs to the last step; saves and stops early on Ctrl-C or SIGTERM."""
         for name in clear_leftovers(self.run):
             self.console.message(f"{name}: a save that was cut off; ignored and removed")
         if resume:
-            self._resume()
+            self._resume(force_data)
         write_json(self.run / "plan.json", self.plan.as_dict())
         write_json(self.run / "run.json", self.config.model_dump(mode="json"))
         write_text(self.run / "data.json", self.dataset.summary_json())
@@ -130,21 +134,27 @@ class Trainer:
             with (
                 Metrics(self.run, self.step, self.config.logging.tensorboard) as metrics,
                 Interruption() as interruption,
+                self.checkpoints,
             ):
                 self._loop(metrics, interruption)
         finally:
             self.console.stop()
         return self.run
 
-    def _resume(self) -> None:
-        saved = finished_checkpoints(self.run)
+    def _resume(self, force_data: bool) -> None:
+        saved = self.ranks.at_first(lambda: finished_checkpoints(self.run))
         if not saved:
             self.console.message(f"{self.run}: no checkpoint yet; starting from step 0")
             return
-        state = load_checkpoint(saved[-1], self.model, self.optimizer)
-        same_run(state, self.config, self.loader, self.plan, saved[-1])
+        newest = saved[-1]
+        remedy = remedy_for(newest)
+        state = self.ranks.together(lambda: read_state(newest, remedy))[self.ranks.rank]
+        self.ranks.together(
+            lambda: same_run(state, self.config, self.loader, self.plan, newest, force_data=force_data)
+        )
+        load_checkpoint(newest, self.model, self.optimizer, self.ranks, remedy)
         self.step, self.evaluations = state["step"], state["evaluations"]
-        self.console.message(f"resumed {saved[-1]} after step {self.step:,}")
+        self.console.message(f"resumed {newest} after step {self.step:,}")
 
     def _loop(self, metrics: Metrics, interruption: Interruption) -> None:
         config, seconds_a_step = self.config, 0.0
@@ -168,9 +178,12 @@ class Trainer:
             )
             if last or self.step % config.evaluation.every == 0:
                 self._evaluate(metrics)
-            if last or self.step % config.checkpoint.every == 0 or interruption.requested:
+            self.checkpoints.poll()
+            asked = self.ranks.any(interruption.requested)
+            if last or self.checkpoints.due(self.step) or asked:
                 saved = self._save()
-                if interruption.requested and not last:
+                if asked and not last:
+                    self.checkpoints.finish()
                     raise RunError(
                         f"stopped after step {self.step:,}, saved as {saved}; continue with --resume."
                     )
@@ -237,11 +250,6 @@ class Trainer:
             )
 
     def _save(self) -> Path:
-        norm = parameter_norm(self.model)
-        if not math.isfinite(norm):
-            raise RunError(
-                f"step {self.step:,}: the weights are not finite; not saved. Go on from the last checkpoint."
-            )
         about = {
             "plan": self.plan.as_dict(),
             "hardware": hardware(self.device),
@@ -251,7 +259,5 @@ class Trainer:
             "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],
         }
         state = state_of(self.step, self.plan, self.config, self.loader, self.evaluations)
-        return save_checkpoint(
-            self.run, self.model, self.optimizer, state, about,
-            self.dataset.tokenizer_path.read_bytes(), self.config.checkpoint.keep,
-        )  # fmt: skip
+        tokenizer = self.dataset.tokenizer_path.read_bytes()
+        return self.checkpoints.save(self.model, self.optimizer, state, about, tokenizer)

@@ -12,7 +12,7 @@ from stablelm.config import InputError, load_run_config, preset
 from stablelm.config.mixture import NO_PATHS
 from stablelm.config.neox import is_neox, read_neox
 from stablelm.config.neox_keys import KEYS, SECTIONS
-from stablelm.config.run import RunConfig, from_reading, original_yaml
+from stablelm.config.run import RunConfig, from_reading, has_key, original_yaml
 from stablelm.config.schema import read_yaml
 from stablelm.data.run_data import open_data
 from stablelm.training.schedule import learning_rate
@@ -60,6 +60,7 @@ def test_the_original_has_its_values(configs):
     assert (run.schedule.warmup, run.schedule.floor, run.steps) == (0.005, 0.04, 955_000)
     assert (run.batch.sequences, run.batch.micro_sequences, run.batch.sequence_length) == (1024, 4, 4096)
     assert (run.precision, run.checkpoint.every, run.evaluation.every) == ("bf16", 2000, 5000)
+    assert run.checkpoint.permanent_every == 10_000
     assert (run.seed, run.logging.every, run.evaluation.windows) == (1234, 10, 10 * 1024)
     assert run.data.order == "neox" and run.data.neox.paths == [NO_PATHS]
     assert run.data.neox.train_iters == 955_000
@@ -355,3 +356,12 @@ def test_ours_are_not_taken_for_theirs(root):
         assert not is_neox(read_yaml(root / "configs" / f"{name}.yml"), list(RunConfig.model_fields))
     assert not is_neox({"data": {}, "hidden_size": 3}, list(RunConfig.model_fields))
     assert is_neox({"num-layers": 2, "optimizer": {}, "precision": "fp16"}, list(RunConfig.model_fields))
+
+
+def test_every_mapped_key_is_one_of_ours():
+    """Sections that are being built elsewhere are listed; everything else exists now."""
+    coming = {"parallel.tensor", "parallel.zero", "parallel.sequence_parallel", "recompute", "schedule.shape"}
+    for name, key in KEYS.items():
+        if key.ours:
+            assert key.ours in coming or has_key(key.ours), f"{name} is mapped to {key.ours}"
+    assert has_key("data.neox.split") and not has_key("data.neox.splits") and not has_key("seed.x")

@@ -85,7 +85,7 @@ def test_a_flipped_byte_is_refused_by_name(tmp_path: Path, part: str) -> None:
     (file,) = (folder / part).glob("*.safetensors") if part == "model" else [folder / part]
     flip(file)
     with pytest.raises(
-        InputError, match=r"corrupt: its sha256 is not the manifest's\. Use the checkpoint before"
+        InputError, match=r"corrupt: its sha256 is not the manifest's\. Use another checkpoint"
     ) as caught:
         open_path(tmp_path)
     assert str(file) in str(caught.value)

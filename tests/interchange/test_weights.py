@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from stablelm.config import InputError, preset
-from stablelm.interchange.weights import DTYPES, build_model, read_header, read_headers
+from stablelm.interchange.weights import DTYPES, build_model, read_header, read_headers, read_tensor
 from stablelm.model import StableLM
 
 CONFIG = preset("stablelm-1m", num_hidden_layers=1, hidden_size=32, num_attention_heads=2, vocab_size=64)
@@ -167,3 +167,47 @@ def test_any_damage_is_our_error_or_the_same_model(tmp_path_factory, tensors, da
     except InputError:
         return
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in tensors.items()}
+
+
+def in_pieces(folder: Path, pieces: dict[str, tuple[tuple[int, ...], torch.Tensor]]) -> list[Path]:
+    """One file a piece, named, with its offset, as PyTorch's distributed writer notes it."""
+    for name, (offset, piece) in pieces.items():
+        notes = {"DCP_SHARDING_INFO": json.dumps({"a": {"saved_offsets": list(offset)}})}
+        save_file({"a": piece.contiguous()}, folder / name, notes)
+    return [folder / name for name in pieces]
+
+
+def test_pieces_are_put_together_from_any_grid(tmp_path: Path) -> None:
+    whole = torch.arange(35.0).reshape(5, 7)
+    cuts = {"0": ((0, 0), whole[:2, :4]), "1": ((0, 4), whole[:2, 4:]),
+            "2": ((2, 0), whole[2:, :4]), "3": ((2, 4), whole[2:, 4:])}  # fmt: skip
+    tensors = read_headers(in_pieces(tmp_path, {**cuts, "none": ((5, 0), whole[5:])}))
+    assert tensors["a"].shape == (5, 7)
+    assert sorted(file.name for file in tensors["a"].files) == ["0", "1", "2", "3"]
+    assert torch.equal(read_tensor("a", tensors["a"]), whole)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        {"0": ((0,), 3), "2": ((6,), 3)},
+        {"1": ((3,), 3), "2": ((6,), 3)},
+        {"0": ((0,), 3), "1": ((3,), 3), "2": ((3,), 3)},
+        {"0": ((0,), 4), "1": ((3,), 3)},
+        {"1": ((3,), 3)},
+    ],
+)
+def test_pieces_that_do_not_fill_the_whole_are_refused(tmp_path: Path, pieces: dict) -> None:
+    files = in_pieces(tmp_path, {name: (at, torch.zeros(n)) for name, (at, n) in pieces.items()})
+    with pytest.raises(InputError, match="pieces of tensor 'a' do not fill it"):
+        read_headers(files)
+
+
+@pytest.mark.parametrize(
+    "notes",
+    ["[", "[]", *(json.dumps({"a": v}) for v in (3, *({"saved_offsets": o} for o in ([-1], [0, 0], ["0"]))))],
+)
+def test_broken_notes_on_pieces_are_refused(tmp_path: Path, notes: str) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "x", {"DCP_SHARDING_INFO": notes})
+    with pytest.raises(InputError, match=r"x: the header's (notes|entry for 'a')"):
+        read_headers([tmp_path / "x"])

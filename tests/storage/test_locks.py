@@ -1,5 +1,9 @@
 """One writer per directory, across processes; a dead writer's lock is gone with it."""
 
+import errno
+import fcntl
+import os
+import socket
 import subprocess
 import sys
 
@@ -57,3 +61,26 @@ def test_again_after_release_and_after_an_error(tmp_path):
         pass
     with directory_lock(tmp_path / "a"), directory_lock(tmp_path / "b"):
         assert (tmp_path / "a" / ".lock").is_file()
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    def unsupported(handle, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+
+
+def test_without_the_systems_lock_the_file_is_the_lock(tmp_path, no_flock):
+    (tmp_path / ".lock").write_text(f"process {os.getppid()} on {socket.gethostname()}\n")
+    with pytest.raises(InputError, match=f"in use by process {os.getppid()} on"), directory_lock(tmp_path):
+        pytest.fail("the block must not run")
+    (tmp_path / ".lock").write_text("process 7 on elsewhere\n")
+    with pytest.raises(InputError, match="in use by process 7 on elsewhere"), directory_lock(tmp_path):
+        pytest.fail("the block must not run")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait(60)
+    (tmp_path / ".lock").write_text(f"process {dead.pid} on {socket.gethostname()}\n")
+    for _ in range(2):
+        with directory_lock(tmp_path):
+            assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on")

@@ -110,3 +110,16 @@ def test_the_directory_may_move_and_grow(folder, tmp_path):
     shutil.move(folder, tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
     read_manifest(tmp_path / "elsewhere")
+
+
+def test_what_was_hashed_by_its_writer_is_not_hashed_again(tmp_path):
+    (tmp_path / "a").write_text("one")
+    (tmp_path / "b").write_text("two")
+    known = {"a": {"bytes": 3, "sha256": "0" * 64}}
+    assert write_manifest(tmp_path, {}, known)["files"]["a"] == known["a"]
+    with pytest.raises(InputError, match="a: corrupt"):
+        read_manifest(tmp_path)
+    assert read_manifest(tmp_path, hashes=lambda name: name == "b")
+    for lost in ({"a": {"bytes": 4, "sha256": ""}}, {"c": {"bytes": 3, "sha256": ""}}):
+        with pytest.raises(InputError, match="Do all processes see one directory"):
+            write_manifest(tmp_path, {}, lost)

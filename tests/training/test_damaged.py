@@ -14,6 +14,7 @@ from stablelm.config import InputError
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.storage import MANIFEST, DiskFullError, write_manifest
 from stablelm.training import checkpoint, train
+from stablelm.training.agreement import Ranks
 from stablelm.training.console import PlainConsole
 from stablelm.training.metrics import METRICS, Metrics, read_metrics
 from stablelm.training.report import run_page
@@ -80,7 +81,7 @@ def test_ctrl_c_inside_the_writer_is_ctrl_c(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint._write_tensors(tmp_path / "model", {})
+        checkpoint._write_tensors(tmp_path / "model", {}, Ranks())
 
 
 def test_a_checkpoint_from_before_a_key_existed_resumes(make_config):

@@ -1,0 +1,156 @@
+"""When a run is saved: beside the training, one save at a time, and never silently lost.
+
+The tensors are copied to host memory (12 bytes a parameter, shared out over the processes), and a thread
+writes the copy while the next steps are made; the file holds the state at the save. The next save waits for
+the former, the end of the run for the last. A disk that refuses a save is told at once and the run goes on;
+two such saves in a row, or the last one, stop it: the newest finished checkpoint is untouched. Any other
+failure (a process that has died) stops it when the save is next waited for. With `asynchronous: false`
+nothing is copied and the training waits."""
+
+import math
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
+
+from stablelm.config.errors import RunError
+from stablelm.config.model import to_huggingface
+from stablelm.config.run import CheckpointConfig
+from stablelm.interchange.native import FOLDER, finished_checkpoints
+from stablelm.model import StableLM
+from stablelm.training.agreement import Ranks
+from stablelm.training.checkpoint import as_json, write_checkpoint
+from stablelm.training.optimizer import moments
+
+
+class Checkpoints:
+    """The saves of one run. As a context manager it ends with the last save finished, whatever happens."""
+
+    def __init__(self, run: Path, config: CheckpointConfig, message: Callable[[str], None]) -> None:
+        self.run, self.config, self.message = run, config, message
+        self.ranks = Ranks()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._told, self._failures = False, 0
+
+    def due(self, step: int) -> bool:
+        """Whether the run is to be saved after this step."""
+        return step % self.config.every == 0 or self._permanent(step)
+
+    def save(
+        self,
+        model: StableLM,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        about: dict[str, Any],
+        tokenizer: bytes,
+    ) -> Path:
+        """Begins to save `state["step"]` and returns where it will be; every process calls it.
+
+        `state` is all that continuing needs besides tensors; `about` is what a reader or a model card wants
+        to know. `RunError` when the weights are not finite."""
+        self._settle(last=False)
+        step = int(state["step"])
+        target = self.run / FOLDER / f"step-{step:06d}"
+        seen = self.ranks.together(lambda: (finite(model), target in finished_checkpoints(self.run)))
+        if not all(good for good, _ in seen):
+            raise RunError(
+                f"step {step:,}: the weights are not finite; not saved. Go on from the last checkpoint."
+            )
+        tensors = {"model": dict(model.state_dict()), "optimizer": moments(model, optimizer)}
+        files = {
+            "config.json": as_json(to_huggingface(model.config, "float32")),
+            "tokenizer.json": tokenizer,
+            "state.json": as_json(state),
+            "about.json": as_json(about),
+        }
+        if seen[0][1]:  # saved before, by a run that went on from there
+            self._prune()
+        elif self.config.asynchronous:
+            staged = _staged(tensors)
+            self._thread = threading.Thread(
+                target=self._write, args=(target, staged, files, step), name="checkpoint", daemon=True
+            )
+            self._thread.start()
+        else:
+            self._write(target, tensors, files, step)
+            self._settle(last=False)
+        return target
+
+    def _write(
+        self, target: Path, tensors: Mapping[str, dict[str, Tensor]], files: dict[str, bytes], step: int
+    ) -> None:
+        self._error, self._told = None, False
+        try:
+            write_checkpoint(target, tensors, files, step, self.ranks)
+            self._prune()
+        except BaseException as error:
+            self._error = error
+
+    def _permanent(self, step: int) -> bool:
+        return self.config.permanent_every is not None and step % self.config.permanent_every == 0
+
+    def _prune(self) -> None:
+        """Removes all but the newest and the permanent."""
+        if self.ranks.first:
+            for old in finished_checkpoints(self.run)[: -self.config.keep]:
+                if not self._permanent(int(old.name.removeprefix("step-"))):
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def poll(self) -> None:
+        """Tells of a save that has failed meanwhile; never waits."""
+        if self._error is not None and not self._told:
+            self._told = True
+            saved = finished_checkpoints(self.run)
+            newest = f"the newest checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+            self.message(f"warning: a checkpoint could not be saved: {self._error}; {newest}")
+
+    def _settle(self, *, last: bool) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.poll()
+        error, self._error = self._error, None
+        self._failures = 0 if error is None else self._failures + 1
+        if error is not None and (last or self._failures > 1 or not isinstance(error, OSError)):
+            raise error
+
+    def finish(self) -> None:
+        """Waits for the save at hand and raises what it failed with."""
+        self._settle(last=True)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        elif not issubclass(kind, KeyboardInterrupt):  # a second Ctrl-C means now
+            if self._thread is not None:
+                self._thread.join()
+            self.poll()
+
+
+def finite(model: nn.Module) -> bool:
+    """Whether this process's part of the weights is; else they must not become a checkpoint."""
+    local = [p.to_local() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
+    return math.isfinite(float(torch.nn.utils.get_total_norm(local)))
+
+
+def _staged(tensors: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Copies in host memory."""
+    cuda = any(t.is_cuda for held in tensors.values() for t in held.values())
+    stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
+    try:
+        return stager.stage(dict(tensors))  # type: ignore[return-value, unused-ignore]
+    finally:
+        stager.close()
