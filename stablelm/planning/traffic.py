@@ -66,15 +66,16 @@ def traffic_of(model: ModelConfig, layout: Layout, per_node: int = 8) -> list[Tr
         stream = computed * layout.tokens * model.hidden_size
         again = recomputed_blocks(model, layout.recompute)
         if layout.sequence_parallel:
-            layers = passes * (4 * model.num_hidden_layers + 2 * again)
-            gathered, scattered = layers + 2 * passes, layers + passes
+            # A block that runs again stops before its last result is scattered.
+            gathered = passes * (4 * model.num_hidden_layers + 2 * again + 2)
+            scattered = passes * (4 * model.num_hidden_layers + again + 1)
             add("tensor", "all-gather", "activations", gathered, gathered * stream, tensor, 1)
             add("tensor", "reduce-scatter", "activations", scattered, scattered * stream, tensor, 1)
             norms = reductions * (2 * model.num_hidden_layers + 1) * (1 + model.use_norm_bias)
             add("tensor", "all-reduce", "gradients of norms", norms, 4 * norms * model.hidden_size, tensor, 1)
         else:
             # Two forward; backward one for each of q, k, v, gate and up. And the embedding.
-            calls = passes * (7 * model.num_hidden_layers + 2 * again + 1)
+            calls = passes * (7 * model.num_hidden_layers + again + 1)
             add("tensor", "all-reduce", "activations", calls, calls * stream, tensor, 1)
         chunks = -(-layout.tokens // layout.loss_chunk)
         calls, small = passes * (2 * chunks + 1), passes * 12 * layout.tokens

@@ -54,6 +54,9 @@ def test_tensor_groups_stay_in_a_node():
     assert (
         found["shard", "all-gather", "weights"].node_sent == 4 * found["shard", "all-gather", "weights"].sent
     )
+    again = rows(tensor=4, micro_sequences=16, recompute="full")  # o's result once more, down's not
+    assert again["tensor", "all-gather", "activations"].calls == 130 + 64
+    assert again["tensor", "reduce-scatter", "activations"].calls == 129 + 32
     plain = rows(tensor=4, micro_sequences=16, sequence_parallel=False)
     assert ("tensor", "reduce-scatter", "activations") not in plain
     assert plain["tensor", "all-reduce", "activations"].calls == 32 * 7 + 1
