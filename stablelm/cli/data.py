@@ -81,6 +81,23 @@ def run(
 
 
 @app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="A prepared directory.")],
+    out: Annotated[Path | None, typer.Option(help="HTML to write.", show_default="DIR/report.html")] = None,
+) -> None:
+    """Write one self-contained page: what was read, kept and dropped and why, with real documents.
+
+    Example: stablelm data report data/prepared
+    """
+    from stablelm.data import Dataset
+    from stablelm.data.report import dataset_page
+
+    target = out or directory / "report.html"
+    dataset_page(Dataset(directory)).write(target)
+    typer.echo(str(target))
+
+
+@app.command()
 def inspect(
     directory: Annotated[Path, typer.Argument(help="A prepared directory.")],
     as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False,

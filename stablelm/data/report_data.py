@@ -24,14 +24,15 @@ Histogram = dict[str, Any]
 
 def histogram(column: NDArray[Any]) -> Histogram:
     """`kind` (count, ratio, truth or value) and `counts`, by bin, `true`/`false` or the value; of counts also
-    their `sum`."""
+    their `sum`. A number below 0 or that is none was not measured, and is left out."""
     if column.dtype == object:
         return {"kind": "value", "counts": dict(Counter(map(str, column)))}
     if column.dtype == bool:
         yes = int(column.sum())
         return {"kind": "truth", "counts": {"false": len(column) - yes, "true": yes}}
     values = column.astype(np.float64)
-    values = values[np.isfinite(values)].clip(min=0)
+    measured = np.isfinite(values) & (values >= 0)
+    values = values[measured]
     ratios = column.dtype.kind == "f"
     with np.errstate(divide="ignore"):
         octaves = np.floor(4 * np.log2(np.maximum(values, 1)))
@@ -43,7 +44,7 @@ def histogram(column: NDArray[Any]) -> Histogram:
     binned = {str(place): count for place, count in pairs}
     if ratios:
         return {"kind": "ratio", "counts": binned}
-    return {"kind": "count", "counts": binned, "sum": int(column.astype(np.int64).clip(min=0).sum())}
+    return {"kind": "count", "counts": binned, "sum": int(column[measured].sum(dtype=np.int64))}
 
 
 def lower_edge(kind: str, place: int) -> float:

@@ -1,0 +1,146 @@
+"""The parts of the report on what stages after the filters found: repetitions, leaks, personal data."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stablelm.reporting import Page
+
+_ITEMS = 20
+_KINDS = {"email": ("email",), "ip": ("ipv4", "ipv6"), "phone": ("phone",), "secret": ("secret",)}
+_STEPS = {
+    "exact": ("Equal documents", "equal up to case, white space and Unicode's compatible spellings"),
+    "near": ("Nearly equal documents", "sharing most of their word n-grams"),
+}
+
+
+def repetitions(page: Page, settings: Mapping[str, Any] | None, found: Mapping[str, Any]) -> None:
+    """Clusters of equal and nearly equal documents, with members; repeated lines."""
+    if settings is None:
+        page.paragraph("Not looked for: the recipe has no deduplication.")
+        return
+    order = ", ".join(settings["precedence"]) or "in the recipe's order"
+    scope = "across all sources" if settings["scope"] == "across" else "within each source"
+    page.paragraph(f"Looked for {scope}; what is repeated stays in the source that comes first: {order}.")
+    for step, (title, means) in _STEPS.items():
+        page.subheading(title)
+        if settings[step] is None:
+            page.paragraph("Not looked for: the recipe leaves this step out.")
+            continue
+        _clusters(page, found[step], means, f"clusters-{step}.jsonl")
+    page.subheading("Repeated lines")
+    if settings["lines"] is None:
+        page.paragraph("Not looked for: the recipe leaves this step out.")
+        return
+    _lines(page, settings["lines"], found["lines"])
+
+
+def _clusters(page: Page, about: Mapping[str, Any], means: str, file: str) -> None:
+    if not about["clusters"]:
+        page.paragraph(f"None: no two documents are {means}.")
+        return
+    page.paragraph(
+        f"{about['clusters']:,} clusters of {about['documents']:,} documents {means}; {about['dropped']:,} "
+        f"of them were dropped. All are listed in {file}."
+    )
+    rows = [[pair["dropped"], pair["kept"], pair["documents"]] for pair in about["between"]]
+    page.table(["dropped from", "for one kept in", "documents"], rows)
+    for number, cluster in enumerate(about["examples"], 1):
+        kept, *rest = cluster["members"]
+        with page.fold(f"Cluster {number}: {cluster['documents']:,} documents, kept {kept['place']}"):
+            for one in (kept, *rest):
+                fate = "kept" if one is kept else "dropped"
+                details = [fate, one["source"], one["place"], one["id"], f"{one['bytes']:,} bytes"]
+                text = one["text"] if len(one["text"].encode()) >= one["bytes"] else f"{one['text']}…"
+                page.text_block(text, " · ".join(dict.fromkeys(filter(None, details))))
+            if more := cluster["documents"] - len(cluster["members"]):
+                page.paragraph(f"And {more:,} more.")
+
+
+def _lines(page: Page, settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    unit, most = settings["unit"], settings["max_documents"]
+    if not about["common"]:
+        page.paragraph(f"None: no {unit} is in more than {most:,} documents.")
+        return
+    rows = [[name, cut["cuts"], cut["bytes"]] for name, cut in about["sources"].items()]
+    page.table(
+        ["source", f"{unit}s cut", "bytes cut"],
+        rows,
+        f"A {unit} of at least {settings['min_characters']:,} characters that more than {most:,} documents "
+        "have; documents of which too little was left are dropped, and not counted here.",
+    )
+    for one in about["common"]:
+        text = one["text"] if len(one["text"].encode()) >= one["bytes"] else f"{one['text']}…"
+        page.text_block(text.rstrip("\n"), f"In {one['documents']:,} documents, as {one['place']}")
+
+
+def decontamination(
+    page: Page,
+    settings: Mapping[str, Any] | None,
+    found: Mapping[str, Any] | None,
+    sources: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """What was found of each evaluation set, removed, and where."""
+    if settings is None or found is None:
+        page.paragraph("Not looked for: the recipe names no evaluation set.")
+        return
+    removed: Counter[str] = Counter()
+    for about in sources.values():
+        removed.update(about["dropped"])
+    action = {
+        "drop": "and dropped", "cut": "and what was found cut out of them", "report": "and left as they are",
+    }[found["action"]]  # fmt: skip
+    page.paragraph(
+        f"{found['documents']:,} documents hold {settings['n']} words in a row of an evaluation item (a text "
+        f"of {settings['min_words']} to {settings['n']} words: all of it), {action}."
+    )
+    page.table(
+        ["evaluation set", "items", "too short", "items found", "in documents", "documents removed"],
+        [
+            [
+                name, about["items"], about["too_short"], len(about["items_hit"]), about["documents"],
+                removed[f"decontamination: {name}"],
+            ]
+            for name, about in found["sets"].items()
+        ],
+        "Items that are too short are not looked for. A document that holds items of several sets is found "
+        "in each, and removed for one of them.",
+    )  # fmt: skip
+    for name, about in found["sets"].items():
+        if not about["documents"]:
+            continue
+        with page.fold(f"{name}: {len(about['items_hit']):,} items in {about['documents']:,} documents"):
+            items = ", ".join(f"{line:,}" for line in about["items_hit"][:_ITEMS])
+            more = len(about["items_hit"]) - _ITEMS
+            page.paragraph(f"Lines of {about['path']}: {items}{f' and {more:,} more' if more > 0 else ''}.")
+            for one in about["examples"]:
+                where = f"{one['source']} · {one['place']} · {one['id']}"
+                page.text_block(one["context"], f"{where}: item {one['item']:,}, found “{one['found']}”")
+
+
+def personal_data(
+    page: Page, settings: Sequence[Mapping[str, Any]], sources: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """By source and kind: what was found in all documents, and written instead in those that are kept."""
+    rows = []
+    for source in settings:
+        if (pii := source["filters"]["pii"]) is None:
+            continue
+        about = sources[source["name"]]
+        for kind, keys in _KINDS.items():
+            if kind not in pii["kinds"]:
+                rows.append([source["name"], kind, None, None, "not looked for"])
+                continue
+            placeholders = [pii[key] for key in keys]
+            written = sum(about["replaced"].get(text, 0) for text in dict.fromkeys(placeholders))
+            histogram = about["histograms"].get(f"pii.{kind}")
+            found = histogram["sum"] if histogram else 0 if not about["read"] else None
+            rows.append([source["name"], kind, found, written, ", ".join(placeholders)])
+    if not rows:
+        page.paragraph("Not looked for: no source has the filter `pii`.")
+        return
+    page.table(
+        ["source", "kind", "found in all that was read", "replaced in what is kept", "by"],
+        rows,
+        "Kinds that a recipe gives one placeholder are counted together in “replaced”.",
+    )
