@@ -11,7 +11,7 @@ from typing import Any
 
 from stablelm.config import InputError
 from stablelm.data.manifest import SIDES, Dataset
-from stablelm.data.report_cleaning import decontamination, personal_data, repetitions
+from stablelm.data.report_cleaning import cut, decontamination, described, personal_data, repetitions
 from stablelm.data.report_data import REPORT, REPORT_VERSION, lower_edge
 from stablelm.reporting import Page, bar_chart, histogram_chart
 from stablelm.storage import read_json
@@ -81,6 +81,8 @@ def share(part: float, whole: float) -> str:
     if not whole:
         return "–"
     percent = 100 * part / whole
+    if percent in (0, 100):
+        return f"{percent:.0f} %"
     return "< 0.01 %" if 0 < percent < 0.01 else "> 99.99 %" if 99.99 < percent < 100 else f"{percent:.2f} %"
 
 
@@ -126,7 +128,8 @@ def _account(page: Page, sources: Mapping[str, Mapping[str, Any]]) -> None:
         total = [sum(row[i] for row in table) for i in range(1, 5)]
         body = [*table, ["all", *total, share(total[1], total[0])]] if len(table) > 1 else table
         header = [unit.lower(), "read", "= kept", "+ dropped", "+ errors", "kept"]
-        page.table(header, body, "Every row adds up, for every file too (`inputs` in manifest.json).")
+        page.table(header, body)
+    page.paragraph("Every row adds up, and so does every file's: inputs in manifest.json.")
     charted = list(sources)[:_CHARTED]
     groups = {
         fate: [
@@ -167,17 +170,23 @@ def _account(page: Page, sources: Mapping[str, Mapping[str, Any]]) -> None:
 def _sources(page: Page, recipe: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> None:
     settings = {source["name"]: source for source in recipe["sources"]}
     page.table(
-        ["source", "licence", "address", "epochs", "files", "empty", "training tokens", "held-out tokens"],
+        ["source", "licence", "address", "epochs"],
         [
-            [
-                name, about["licence"] or "not stated", about["url"] or "not stated", about["epochs"],
-                len(about["inputs"]), len(about["empty_files"]), about["train"]["tokens"],
-                about["held_out"]["tokens"],
-            ]
+            [name, about["licence"] or "not stated", about["url"] or "not stated", about["epochs"]]
             for name, about in sources.items()
         ],
-        "Licence, address and epochs are what the recipe says.",
-    )  # fmt: skip
+        "As the recipe says.",
+    )
+    counts = [
+        [name, len(about["inputs"]), len(about["empty_files"])]
+        + [about[side][unit] for side in SIDES for unit in ("documents", "tokens")]
+        for name, about in sources.items()
+    ]
+    page.table(
+        ["source", "files", "empty", "training", "tokens", "held out", "tokens"],
+        counts,
+        "Training and held out: documents.",
+    )
     for name, about in sources.items():
         inputs = about["inputs"]
         with page.fold(f"{name}: {len(inputs):,} files from {', '.join(about['paths'])}"):
@@ -186,10 +195,10 @@ def _sources(page: Page, recipe: Mapping[str, Any], sources: Mapping[str, Mappin
             if excluded and about["unlabelled"]:
                 page.paragraph(f"{about['unlabelled']:,} documents have no label to go by.")
             if about["ignored"]:
-                listed = (
-                    f"{count:,} × {suffix or 'no suffix'}" for suffix, count in about["ignored"].items()
-                )
-                page.paragraph(f"Files there that were not taken for input: {', '.join(listed)}.")
+                most = sorted(about["ignored"].items(), key=lambda pair: (-pair[1], pair[0]))
+                listed = ", ".join(f"{count:,} × {suffix}" for suffix, count in most[:_FILES])
+                more = f", and {len(most) - _FILES:,} more kinds" if len(most) > _FILES else ""
+                page.paragraph(f"Files there that were not taken for input: {listed}{more}.")
             worst = sorted(inputs, key=lambda file: (file["kept"] - file["read"], file["path"]))[:_FILES]
             page.table(
                 ["file", "read", "kept", "dropped", "errors", "bytes"],
@@ -206,13 +215,19 @@ def _sources(page: Page, recipe: Mapping[str, Any], sources: Mapping[str, Mappin
 
 def _errors(page: Page, on_error: str, sources: Mapping[str, Mapping[str, Any]]) -> None:
     rows = [
-        [name, each["reason"], each["documents"], each["bytes"], ", ".join(each["places"])]
+        (name, each)
         for name, about in sources.items()
         for each in about["reasons"]
         if each["fate"] == "errors"
     ]
     if rows:
-        page.table(["source", "what", "documents", "bytes", "the first places, file:line"], rows)
+        page.table(
+            ["source", "what", "documents", "bytes"],
+            [[name, each["reason"], each["documents"], each["bytes"]] for name, each in rows],
+        )
+        for name, each in rows:
+            with page.fold(f"{name}: {each['reason']} – first at {each['places'][0]}"):
+                page.text_block("\n".join(each["places"]), _first_of(each))
     else:
         means = (
             "such a document stops the preparation" if on_error == "stop" else "such documents are skipped"
@@ -239,11 +254,16 @@ def _reasons(page: Page, about: Mapping[str, Any]) -> None:
         label = "Kept" if each["fate"] == "kept" else f"{each['fate'].removesuffix('s')}: {each['reason']}"
         with page.fold(f"{label.capitalize()} – {each['documents']:,} documents"):
             if each["places"]:
-                page.paragraph(f"First places: {', '.join(each['places'])}")
+                page.text_block("\n".join(each["places"]), _first_of(each))
             if not each["examples"]:
                 page.paragraph("Settled by the reader, before a text was stored: there is none to show.")
             for one in each["examples"]:
                 _example(page, one)
+
+
+def _first_of(each: Mapping[str, Any]) -> str:
+    shown, count = len(each["places"]), each["documents"]
+    return "File and line." if shown == count else f"File and line, the first {shown} of {count:,}."
 
 
 def _by_count(reasons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -252,16 +272,10 @@ def _by_count(reasons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _example(page: Page, one: Mapping[str, Any]) -> None:
-    details = [one["place"], one["id"], one["label"], one["url"], f"{one['bytes']:,} bytes"]
-    caption = " · ".join(detail for detail in dict.fromkeys(details) if detail)
-    page.text_block(_cut(one["text"], one["bytes"]), caption)
+    page.text_block(cut(one["text"], one["bytes"]), described(one))
     if "changed" in one:
-        kept = f"The same after changes: {one['changed_bytes']:,} bytes"
-        page.text_block(_cut(one["changed"], one["changed_bytes"]) or "(nothing)", kept)
-
-
-def _cut(text: str, size: int) -> str:
-    return text if len(text.encode()) >= size else f"{text}…"
+        after = f"The same after changes: {one['changed_bytes']:,} bytes"
+        page.text_block(cut(one["changed"], one["changed_bytes"]) or "(nothing)", after)
 
 
 def _changes(page: Page, about: Mapping[str, Any]) -> None:

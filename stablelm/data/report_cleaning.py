@@ -14,6 +14,18 @@ _STEPS = {
 }
 
 
+def cut(text: str, size: int) -> str:
+    """The beginning of a text of `size` bytes, marked as such."""
+    return text if len(text.encode()) >= size else f"{text}…"
+
+
+def described(one: Mapping[str, Any]) -> str:
+    """Where a document stands, what it is called, and its size."""
+    path = one["place"].rpartition(":")[0]
+    details = [one["place"], "" if path.endswith(one["id"]) else one["id"], one["label"], one["url"]]
+    return " · ".join([*dict.fromkeys(filter(None, details)), f"{one['bytes']:,} bytes"])
+
+
 def repetitions(page: Page, settings: Mapping[str, Any] | None, found: Mapping[str, Any]) -> None:
     """Clusters of equal and nearly equal documents, with members; repeated lines."""
     if settings is None:
@@ -48,11 +60,15 @@ def _clusters(page: Page, about: Mapping[str, Any], means: str, file: str) -> No
     for number, cluster in enumerate(about["examples"], 1):
         kept, *rest = cluster["members"]
         with page.fold(f"Cluster {number}: {cluster['documents']:,} documents, kept {kept['place']}"):
-            for one in (kept, *rest):
-                fate = "kept" if one is kept else "dropped"
-                details = [fate, one["source"], one["place"], one["id"], f"{one['bytes']:,} bytes"]
-                text = one["text"] if len(one["text"].encode()) >= one["bytes"] else f"{one['text']}…"
-                page.text_block(text, " · ".join(dict.fromkeys(filter(None, details))))
+            page.text_block(cut(kept["text"], kept["bytes"]), f"kept: {kept['source']} · {described(kept)}")
+            same = [one for one in rest if (one["text"], one["bytes"]) == (kept["text"], kept["bytes"])]
+            if same:
+                listed = "\n".join(f"{one['source']} · {described(one)}" for one in same)
+                page.text_block(listed, "dropped, and beginning as the one that is kept")
+            for one in rest:
+                if one not in same:
+                    where = f"dropped: {one['source']} · {described(one)}"
+                    page.text_block(cut(one["text"], one["bytes"]), where)
             if more := cluster["documents"] - len(cluster["members"]):
                 page.paragraph(f"And {more:,} more.")
 
@@ -70,8 +86,10 @@ def _lines(page: Page, settings: Mapping[str, Any], about: Mapping[str, Any]) ->
         "have; documents of which too little was left are dropped, and not counted here.",
     )
     for one in about["common"]:
-        text = one["text"] if len(one["text"].encode()) >= one["bytes"] else f"{one['text']}…"
-        page.text_block(text.rstrip("\n"), f"In {one['documents']:,} documents, as {one['place']}")
+        page.text_block(
+            cut(one["text"], one["bytes"]).rstrip("\n"),
+            f"In {one['documents']:,} documents, as {one['place']}",
+        )
 
 
 def decontamination(
@@ -140,7 +158,8 @@ def personal_data(
         page.paragraph("Not looked for: no source has the filter `pii`.")
         return
     page.table(
-        ["source", "kind", "found in all that was read", "replaced in what is kept", "by"],
+        ["source", "kind", "found", "replaced", "by"],
         rows,
-        "Kinds that a recipe gives one placeholder are counted together in “replaced”.",
+        "Found in all documents that were read; replaced in those that are kept. Kinds that a recipe gives "
+        "one placeholder are counted together as replaced.",
     )

@@ -76,14 +76,15 @@ def add_histograms(parts: Iterable[Mapping[str, Histogram]]) -> dict[str, Histog
 def examples(
     shard: Shard, texts: Texts, reasons: Sequence[str], files: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """By reason, "" for what is kept, the documents of the smallest hashes; `texts` are the changed ones,
-    `files` the names of the files that were read."""
+    """By reason, "" for what is kept, the documents of the smallest hashes; `texts` are the changed ones, of
+    which only those that are kept matter, `files` the names of the files that were read."""
     rows: dict[str, list[tuple[int, int]]] = {}
     for row, reason in enumerate(reasons):
         rows.setdefault(reason, []).append((keyed_uint64("example", shard.ids[row]), row))
     return {
         reason: [
-            {"key": f"{key:016x}", **shown(shard, row, files, texts)} for key, row in sorted(found)[:EXAMPLES]
+            {"key": f"{key:016x}", **shown(shard, row, files, None if reason else texts)}
+            for key, row in sorted(found)[:EXAMPLES]
         ]
         for reason, found in sorted(rows.items())
     }

@@ -13,7 +13,7 @@ from stablelm.reporting.text import escape, number
 from stablelm.storage import write_text
 
 CONTENTS_FROM = 4  # headings; a shorter page needs no table of contents
-_NUMERIC = re.compile(r"[+\-−]?[\d.,]*\d(e[+\-−]?\d+)?( ?(%|×|s|ms|[kMGT]i?B|[kMBT]))?$|–$")
+_NUMERIC = re.compile(r"([<>] )?[+\-−]?[\d.,]*\d(e[+\-−]?\d+)?( ?(%|×|s|ms|[kMGT]i?B|[kMBT]))?$|–$")
 
 
 class Page:
@@ -66,7 +66,7 @@ class Page:
         top = "".join(f'<th scope="col"{m}>{escape(name)}</th>' for m, name in zip(mark, header, strict=True))
         body = "".join(
             "<tr>"
-            + "".join(f"<td{m}>{escape(cell)}</td>" for m, cell in zip(mark, row, strict=True))
+            + "".join(f"<td{m}>{_breakable(cell)}</td>" for m, cell in zip(mark, row, strict=True))
             + "</tr>"
             for row in cells
         )
@@ -120,6 +120,11 @@ def _checked(svg: str) -> str:
     return svg
 
 
+def _breakable(cell: str) -> str:
+    """Paths and addresses may go on in the next line."""
+    return escape(cell).replace("/", "/<wbr>")
+
+
 def _figcaption(caption: str) -> str:
     return f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
 
@@ -163,11 +168,10 @@ th:last-child, td:last-child { padding-right: 0; }
 td { vertical-align: top; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 0 0 1.75rem; }
-figcaption { margin-top: 0.4rem; }
+figcaption { margin-top: 0.4rem; overflow-wrap: anywhere; }
 svg { display: block; overflow: visible; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.25rem; }
-details { border-top: 1px solid var(--rule); padding: 0.5rem 0; }
-details + :not(details) { border-top: 1px solid var(--rule); padding-top: 0.75rem; }
+details { border-bottom: 1px solid var(--rule); padding: 0.5rem 0; }
 details[open] { padding-bottom: 0.75rem; }
 summary { cursor: pointer; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 details[open] > summary { font-weight: 600; margin-bottom: 0.75rem; }
