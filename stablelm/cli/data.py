@@ -30,6 +30,8 @@ def prepare(
     """Read, split, tokenise and shuffle the sources of RECIPE into token files with a manifest.
 
     A preparation that was killed goes on where it was; one whose recipe changed repeats what that concerns.
+    Large .jsonl, .parquet and .arrow files are read by several processes, each its part. A compressed file
+    (.jsonl.gz, .jsonl.zst) is streamed by one, so a corpus should have more of them than there are processes.
 
     Example: stablelm data prepare configs/data/example.yml --set on_error=skip
     """
