@@ -91,9 +91,12 @@ def report(
 
     Example: stablelm data report data/prepared
     """
+    from stablelm.config import InputError
     from stablelm.data import Dataset
     from stablelm.data.report import dataset_page
 
+    if (directory / "run.json").is_file():
+        raise InputError(f"{directory}: a run, no prepared data. Its page: stablelm report {directory}")
     target = out or directory / "report.html"
     dataset_page(Dataset(directory)).write(target)
     typer.echo(str(target))

@@ -14,6 +14,7 @@ from stablelm.data.manifest import SIDES, Dataset
 from stablelm.data.report_cleaning import cut, decontamination, described, personal_data, repetitions
 from stablelm.data.report_data import REPORT, REPORT_VERSION, lower_edge
 from stablelm.reporting import Page, bar_chart, histogram_chart
+from stablelm.reporting.text import counted
 from stablelm.storage import read_json
 
 FATES = ("dropped", "errors")
@@ -51,7 +52,7 @@ def _page(dataset: Dataset, shown: Mapping[str, Any], title: str | None) -> Page
     for name, about in sources.items():
         _compare(name, about, shown["sources"][name])
     recipe = manifest["recipe"]
-    page = Page(title or f"Prepared data {dataset.path.resolve().name}", f"{dataset.path}")
+    page = Page(title or f"Prepared data: {dataset.path.resolve().name}", f"{dataset.path}")
     page.facts(_facts(dataset, sources))
     page.heading("What became of it")
     _account(page, sources)
@@ -189,7 +190,7 @@ def _sources(page: Page, recipe: Mapping[str, Any], sources: Mapping[str, Mappin
     )
     for name, about in sources.items():
         inputs = about["inputs"]
-        with page.fold(f"{name}: {len(inputs):,} files from {', '.join(about['paths'])}"):
+        with page.fold(f"{name}: {counted(len(inputs), 'file')} from {', '.join(about['paths'])}"):
             if excluded := settings[name]["exclude"]:
                 page.paragraph(f"Left out by label: {', '.join(excluded)}.")
             if excluded and about["unlabelled"]:
@@ -251,8 +252,8 @@ def _reasons(page: Page, about: Mapping[str, Any]) -> None:
     for each in _by_count(about["reasons"]):
         if not each["documents"]:
             continue
-        label = "Kept" if each["fate"] == "kept" else f"{each['fate'].removesuffix('s')}: {each['reason']}"
-        with page.fold(f"{label.capitalize()} – {each['documents']:,} documents"):
+        fate = {"kept": "Kept", "dropped": "Dropped: ", "errors": "Error: "}[each["fate"]]
+        with page.fold(f"{fate}{each['reason']} – {counted(each['documents'], 'document')}"):
             if each["places"]:
                 page.text_block("\n".join(each["places"]), _first_of(each))
             if not each["examples"]:
@@ -282,7 +283,7 @@ def _changes(page: Page, about: Mapping[str, Any]) -> None:
     changed, kept = about["changed"], about["kept"]
     if changed["documents"]:
         page.paragraph(
-            f"Of the {kept:,} documents kept, {changed['documents']:,} were changed: {changed['before']:,} "
+            f"Of {counted(kept, 'document')} kept, {changed['documents']:,} changed: {changed['before']:,} "
             f"bytes of text in all before, {changed['after']:,} after."
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stablelm.reporting import Page
+from stablelm.reporting.text import counted
 
 _ITEMS = 20
 _KINDS = {"email": ("email",), "ip": ("ipv4", "ipv6"), "phone": ("phone",), "secret": ("secret",)}
@@ -52,14 +53,16 @@ def _clusters(page: Page, about: Mapping[str, Any], means: str, file: str) -> No
         page.paragraph(f"None: no two documents are {means}.")
         return
     page.paragraph(
-        f"{about['clusters']:,} clusters of {about['documents']:,} documents {means}; {about['dropped']:,} "
-        f"of them were dropped. All are listed in {file}."
+        f"{counted(about['clusters'], 'cluster')} of {about['documents']:,} documents {means}; "
+        f"{about['dropped']:,} of them were dropped. All are listed in {file}."
     )
     rows = [[pair["dropped"], pair["kept"], pair["documents"]] for pair in about["between"]]
     page.table(["dropped from", "for one kept in", "documents"], rows)
     for number, cluster in enumerate(about["examples"], 1):
         kept, *rest = cluster["members"]
-        with page.fold(f"Cluster {number}: {cluster['documents']:,} documents, kept {kept['place']}"):
+        with page.fold(
+            f"Cluster {number}: {counted(cluster['documents'], 'document')}, kept {kept['place']}"
+        ):
             page.text_block(cut(kept["text"], kept["bytes"]), f"kept: {kept['source']} · {described(kept)}")
             same = [one for one in rest if (one["text"], one["bytes"]) == (kept["text"], kept["bytes"])]
             if same:
@@ -106,11 +109,11 @@ def decontamination(
     for about in sources.values():
         removed.update(about["dropped"])
     action = {
-        "drop": "and dropped", "cut": "and what was found cut out of them", "report": "and left as they are",
+        "drop": "which were dropped", "cut": "out of which it was cut", "report": "which were left alone",
     }[found["action"]]  # fmt: skip
     page.paragraph(
-        f"{found['documents']:,} documents hold {settings['n']} words in a row of an evaluation item (a text "
-        f"of {settings['min_words']} to {settings['n']} words: all of it), {action}."
+        f"Looked for: {settings['n']} words in a row of an evaluation item (of a text of "
+        f"{settings['min_words']} to {settings['n']} words, all). Found in {counted(found['documents'], 'document')}, {action}."
     )
     page.table(
         ["evaluation set", "items", "too short", "items found", "in documents", "documents removed"],
@@ -127,7 +130,8 @@ def decontamination(
     for name, about in found["sets"].items():
         if not about["documents"]:
             continue
-        with page.fold(f"{name}: {len(about['items_hit']):,} items in {about['documents']:,} documents"):
+        hit = counted(len(about["items_hit"]), "item")
+        with page.fold(f"{name}: {hit} in {counted(about['documents'], 'document')}"):
             items = ", ".join(f"{line:,}" for line in about["items_hit"][:_ITEMS])
             more = len(about["items_hit"]) - _ITEMS
             page.paragraph(f"Lines of {about['path']}: {items}{f' and {more:,} more' if more > 0 else ''}.")

@@ -29,6 +29,7 @@ def test_data_report(world, run, tmp_path):
     for path, says in (
         (world / "recipe.yml", "not a prepared dataset"),
         (tmp_path / "nothing", "not a prepared dataset"),
+        (world / "run", f"stablelm report {world / 'run'}"),
     ):
         said = run("data", "report", path)
         assert said.code == 2 and says in said.err and "Traceback" not in said.err

@@ -172,7 +172,7 @@ def test_the_page_is_no_part_of_the_dataset(full, tmp_path):
     again = Dataset(full.path)
     assert again.fingerprint == before and "report.html" not in again.verify()
     moved = shutil.copytree(full.path, tmp_path / "elsewhere/copy")
-    assert "Prepared data copy" in dataset_page(Dataset(moved)).html(), "sources need not be there any more"
+    assert "Prepared data: copy" in dataset_page(Dataset(moved)).html(), "sources need not be there any more"
 
 
 @pytest.mark.parametrize(
