@@ -113,7 +113,8 @@ def decontamination(
     }[found["action"]]  # fmt: skip
     page.paragraph(
         f"Looked for: {settings['n']} words in a row of an evaluation item (of a text of "
-        f"{settings['min_words']} to {settings['n']} words, all). Found in {counted(found['documents'], 'document')}, {action}."
+        f"{settings['min_words']} to {settings['n']} words, all). "
+        f"Found in {counted(found['documents'], 'document')}, {action}."
     )
     page.table(
         ["evaluation set", "items", "too short", "items found", "in documents", "documents removed"],
