@@ -23,8 +23,8 @@ def long(number):
 
 
 @pytest.fixture
-def full(tmp_path, small_tokenizer, json_lines):
-    """A directory prepared with every kind of step, from hostile texts."""
+def recipe(tmp_path, small_tokenizer, json_lines):
+    """Every kind of step, on hostile texts."""
     evil = EVIL.replace("\ud800", "")
     web = [{"id": f"w{n}", "text": (MENU if n < 5 else "") + long(n) * 4, "url": "https://a.org/?<x>"}
            for n in range(12)]  # fmt: skip
@@ -47,7 +47,7 @@ def full(tmp_path, small_tokenizer, json_lines):
     json_lines(tmp_path / "empty.jsonl")
     json_lines(tmp_path / "test.jsonl", {"question": ITEM}, {"question": "too short"})
     off = {"min_word_length": 0, "min_stop_words": 0, "min_alphabetic_words": 0, "max_word_length": 100}
-    recipe = {
+    return {
         "out": str(tmp_path / "out"), "tokenizer": str(small_tokenizer), "workers": 1, "held_out": 0,
         "on_error": "skip", "max_error_rate": 1,
         "sources": [
@@ -59,6 +59,11 @@ def full(tmp_path, small_tokenizer, json_lines):
         "deduplication": {"precedence": ["books"], "lines": {"max_documents": 3}},
         "decontamination": {"sets": {"cats": {"path": str(tmp_path / "test.jsonl")}}},
     }  # fmt: skip
+
+
+@pytest.fixture
+def full(recipe):
+    """A directory prepared by it."""
     return Dataset(prepare(DataRecipe.model_validate(recipe)))
 
 
@@ -105,6 +110,16 @@ def test_everything_that_happened_is_on_the_page(full, tmp_path):
     assert f"{MENU.strip()}In 5 documents, as {web}:1" in text
     pii = {tuple(row[:2]): row[2:4] for row in cells(page, "kind")}
     assert pii["web", "email"] == ["4", "2"] and pii["web", "ip"] == ["0", "0"] and len(pii) == 4
+
+
+def test_shards_and_pieces_make_no_difference(recipe, full, tmp_path, monkeypatch):
+    monkeypatch.setattr("stablelm.data.stages.reading.PIECE_BYTES", 600)
+    monkeypatch.setattr("stablelm.data.stages.reading.SHARD_BYTES", 300)
+    other = Dataset(prepare(DataRecipe.model_validate({**recipe, "out": str(tmp_path / "other")})))
+    assert len(list((tmp_path / "other.work/tokenize").iterdir())) > 10
+    for name in ("report.json", "decontamination.json", "clusters-exact.jsonl", "clusters-near.jsonl"):
+        assert (other.path / name).read_bytes() == (full.path / name).read_bytes(), name
+    assert dataset_page(other, "T").html().replace("/other", "/out") == dataset_page(full, "T").html()
 
 
 def test_hostile_texts_do_nothing(full):
