@@ -54,6 +54,7 @@ def prepare(
         runner = Ray(wanted.workers)
     out = prepare_recipe(wanted, progress=make_progress(), executor=runner)
     typer.echo("\n".join(Dataset(out).describe()))
+    typer.echo(f"Next: stablelm data report {out} (a page of reasons and examples)", err=True)
 
 
 @app.command()
