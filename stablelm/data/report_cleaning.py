@@ -32,9 +32,12 @@ def repetitions(page: Page, settings: Mapping[str, Any] | None, found: Mapping[s
     if settings is None:
         page.paragraph("Not looked for: the recipe has no deduplication.")
         return
-    order = ", ".join(settings["precedence"]) or "in the recipe's order"
-    scope = "across all sources" if settings["scope"] == "across" else "within each source"
-    page.paragraph(f"Looked for {scope}; what is repeated stays in the source that comes first: {order}.")
+    named = settings["precedence"]
+    order = f"{', '.join(named)}, then the recipe's order" if named else "the recipe's order"
+    if settings["scope"] == "across":
+        page.paragraph(f"Looked for across all sources; what is repeated stays in the first ({order}).")
+    else:
+        page.paragraph("Looked for within each source; what is repeated stays where it was read first.")
     for step, (title, means) in _STEPS.items():
         page.subheading(title)
         if settings[step] is None:
