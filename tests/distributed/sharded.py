@@ -174,5 +174,3 @@ def values(results):
 def die():
     """As `kill -9`."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-
