@@ -26,7 +26,7 @@ def checkpoints(run, **keys):
 
 
 def train_and_save(rank, run, mesh, dtype, asynchronous):
-    """Three steps, a save, and three more while it goes on: not a byte is written before the first of them."""
+    """Three steps, a save, three more while it goes on: not a byte is written before the first of them."""
     setup, trained, write = Setup(mesh, dtype), threading.Event(), saving.write_checkpoint
     if asynchronous:
         saving.write_checkpoint = lambda *given: (trained.wait(60), write(*given))
@@ -68,7 +68,7 @@ def undisturbed():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run with one checkpoint for each case: a mesh, saved asynchronously in float64, or other than that."""
+    """A run with one checkpoint for each case: a mesh, saved asynchronously in float64, unless it says."""
     runs = {}
 
     def get(name):
