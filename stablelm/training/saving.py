@@ -66,7 +66,7 @@ class Checkpoints:
             )
         tensors = {"model": dict(model.state_dict()), "optimizer": moments(model, optimizer)}
         files = {
-            "config.json": as_json(to_huggingface(model.config, "float32")),
+            "config.json": as_json(to_huggingface(model.config, str(model.dtype).removeprefix("torch."))),
             "tokenizer.json": tokenizer,
             "state.json": as_json(state),
             "about.json": as_json(about),

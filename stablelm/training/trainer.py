@@ -20,7 +20,7 @@ from stablelm.evaluation import perplexity
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.planning import Plan, hardware, make_plan, matmul_peak, resolve_device
 from stablelm.storage import directory_lock, require_space, write_json, write_text
-from stablelm.training.agreement import Ranks
+from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batches, Span
 from stablelm.training.building import build_model
 from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
@@ -131,6 +131,7 @@ class Trainer:
                 interruption = stack.enter_context(Interruption())
                 garbage = stack.enter_context(PinnedGarbage())
                 stack.enter_context(self.checkpoints)
+                stack.enter_context(answering(only=True))
                 self._loop(interruption, garbage)
         finally:
             self.console.stop()
