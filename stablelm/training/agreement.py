@@ -69,13 +69,20 @@ class Ranks:
 
 
 class answering:
-    """While the block runs, a process that is gone is one clear `RunError` instead of gloo's words."""
+    """While the block runs, a process that is gone is one clear `RunError` instead of gloo's words.
+
+    `only`: the block does more than talk, so other errors go through as they are."""
+
+    def __init__(self, *, only: bool = False) -> None:
+        self.only = only
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError) and not isinstance(error, RunError):
+        if not isinstance(error, RuntimeError) or isinstance(error, RunError):
+            return
+        if not self.only or isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise RunError(
                 f"a process of this run is gone or does not answer ({str(error).splitlines()[0][:200]}). "
                 "Finished checkpoints are untouched: start all processes again with --resume."

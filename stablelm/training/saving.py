@@ -38,7 +38,7 @@ class Checkpoints:
         self.ranks = Ranks()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._told, self._failures = False, 0
+        self._told, self._pending, self._failures = False, False, 0
 
     def due(self, step: int) -> bool:
         """Whether the run is to be saved after this step."""
@@ -66,11 +66,12 @@ class Checkpoints:
             )
         tensors = {"model": dict(model.state_dict()), "optimizer": moments(model, optimizer)}
         files = {
-            "config.json": as_json(to_huggingface(model.config, "float32")),
+            "config.json": as_json(to_huggingface(model.config, str(model.dtype).removeprefix("torch."))),
             "tokenizer.json": tokenizer,
             "state.json": as_json(state),
             "about.json": as_json(about),
         }
+        self._error, self._told, self._pending = None, False, True
         if seen[0][1]:  # saved before, by a run that went on from there
             self._prune()
         elif self.config.asynchronous:
@@ -87,7 +88,6 @@ class Checkpoints:
     def _write(
         self, target: Path, tensors: Mapping[str, dict[str, Tensor]], files: dict[str, bytes], step: int
     ) -> None:
-        self._error, self._told = None, False
         try:
             write_checkpoint(target, tensors, files, step, self.ranks)
             self._prune()
@@ -117,8 +117,10 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
         self.poll()
-        error, self._error = self._error, None
-        self._failures = 0 if error is None else self._failures + 1
+        error = self._error
+        if self._pending:
+            self._pending = False
+            self._failures = 0 if error is None else self._failures + 1
         if error is not None and (last or self._failures > 1 or not isinstance(error, OSError)):
             raise error
 

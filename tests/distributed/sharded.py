@@ -139,7 +139,9 @@ def processes(world, job, *arguments, timeout=60):
     """`job(rank, *arguments)` on each rank → (what it returned, (error, its text, traceback)); (None, None)
     for one that was killed. Fails when one hangs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.distributed.sharded", "stablelm.training.saving"])
+    context.set_forkserver_preload(
+        ["tests.distributed.sharded", "stablelm.training.saving", "torch._dynamo", "pytest"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe(duplex=False) for _ in range(world)]
         children = [
@@ -174,5 +176,3 @@ def values(results):
 def die():
     """As `kill -9`."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-

@@ -1,0 +1,89 @@
+"""Whole runs: begun on one mesh, killed there, continued on others; one writer for all processes."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from stablelm.interchange import open_path
+from stablelm.interchange.native import finished_checkpoints
+from stablelm.storage import directory_lock
+from stablelm.training import train
+from stablelm.training.console import SilentConsole
+from stablelm.training.metrics import read_metrics
+from tests.distributed.sharded import die, processes, values
+from tests.training.conftest import dataset_path, make_config  # noqa: F401 (fixtures)
+
+MESHES = {
+    "(1,1)": (1, {}), "(4,1)": (4, {}), "(2,2)": (4, {"tensor": 2}), "HSDP": (4, {"replicate": 2}),
+    "(2,2) stage 3": (4, {"tensor": 2, "zero": 3}),
+}  # fmt: skip
+
+
+def train_on(rank, config, kill_at=None, victim=None):
+    class Console(SilentConsole):
+        def step(self, record, eta_seconds, line):
+            if rank == victim and record["step"] == kill_at:
+                time.sleep(0.3)  # the save of step 6 is at work, or done
+                die()
+
+    import stablelm.training.trainer as trainer
+
+    trainer.SilentConsole = Console
+    train(config, resume=True, console=Console())
+
+
+def results(run):
+    """Step, loss, gradient norm and learning rate of every step; bits per byte of every evaluation."""
+    keys = ("step", "loss", "grad_norm", "lr", "bits_per_byte", "first_sample", "last_sample")
+    return [tuple(record.get(key) for key in keys) for record in read_metrics(Path(run))]
+
+
+@pytest.fixture(scope="module")
+def configure(request, dataset_path, tmp_path_factory):  # noqa: F811
+    def make(out, **parallel):
+        return make_config.__wrapped__(dataset_path, tmp_path_factory.mktemp(out))(
+            out=out, model={"num_attention_heads": 4}, parallel=parallel, checkpoint={"every": 3, "keep": 2}
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(configure):
+    return results(train(configure("whole"), console=SilentConsole()))
+
+
+@pytest.mark.parametrize(("first", "then", "victim"), [
+    ("(2,2)", "(1,1)", 1), ("(2,2)", "HSDP", 0), ("(1,1)", "(2,2)", None), ("HSDP", "(2,2) stage 3", 3),
+])  # fmt: skip
+def test_a_run_killed_on_one_mesh_goes_on_on_another(configure, whole, first, then, victim):
+    world, parallel = MESHES[first]
+    config = configure("run", **parallel)
+    outcome = processes(world, train_on, config, 7, victim or 0)
+    for rank, (_, error) in enumerate(outcome):
+        assert (error is None) == (rank == (victim or 0))
+        if error is not None:
+            assert error[0] == "RunError", error[2]
+            assert "a process of this run is gone" in error[1]
+    saved = [path.name for path in finished_checkpoints(Path(config.out))]
+    assert saved in (["step-000003"], ["step-000003", "step-000006"])
+    world, parallel = MESHES[then]
+    again = config.model_copy(update={"parallel": type(config.parallel)(**parallel)})
+    values(processes(world, train_on, again))
+    found = results(config.out)
+    assert [(r[0], *r[5:]) for r in found] == [(r[0], *r[5:]) for r in whole]
+    for record, expected in zip(found, whole, strict=True):
+        for a, b in zip(record[1:5], expected[1:5], strict=True):
+            assert a == b if a is None or b is None else abs(a - b) <= 1e-5
+    assert open_path(config.out)[0].num_parameters() > 0
+    assert not list((Path(config.out) / "checkpoints").glob("*.tmp*"))
+
+
+def test_a_locked_run_is_refused_on_every_rank(configure):
+    config = configure("run")
+    with directory_lock(config.out):
+        for _, error in processes(2, train_on, config):
+            assert error[0] == "InputError", error[2]
+            assert "in use by process" in error[1]
+    assert not finished_checkpoints(Path(config.out))
