@@ -2,9 +2,9 @@
 
 Requests that begin alike (the answers to one question, questions after the same examples) share a row: their
 common beginning once, then the branches behind one another, each seeing the beginning and itself, at the
-positions it would have alone. Rows of similar length make a batch. Logits are made only where a continuation
-is predicted, a slice at a time, so that memory never grows with tokens × vocabulary. The result is that of one
-request at a time up to rounding.
+positions it would have alone. Rows of similar length make a batch. Logits are made only where a
+continuation is predicted, a slice at a time, so that memory never grows with tokens × vocabulary. The result
+is that of one request at a time up to rounding.
 
 Rejected: a cache of keys and values for the beginnings, copied for each branch (more memory traffic, and a
 second forward pass of a few tokens, which is where a CPU is slowest)."""
@@ -59,8 +59,8 @@ def score(
     batch_tokens: int = BATCH_TOKENS,
     on_batch: Callable[[dict[int, Score]], None] | None = None,
 ) -> list[Score]:
-    """Scores in the order of the requests. What is longer than `context` tokens (the model's by default) loses
-    its beginning; `on_batch` receives each batch's scores by request number as soon as they are known.
+    """Scores in the order of the requests. What is longer than `context` tokens (the model's by default)
+    loses its beginning; `on_batch` receives each batch's scores by request number as soon as they are known.
 
     Raises `InputError` for an empty context, or for ids that the model does not have."""
     limit = context or model.config.max_position_embeddings

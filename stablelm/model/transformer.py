@@ -129,8 +129,8 @@ class StableLM(nn.Module):
         positions count real tokens only. With a cache the S tokens follow the `cache.length` that it holds.
         `document_ids` [B, S] keeps attention within runs of equal numbers and starts positions anew in each;
         it goes with neither of the other two. `collect` receives what enters the first block and what leaves
-        each, [B, S, h], layers + 1 tensors. With `positions` [B, S] the `attention_mask` is bool [B, 1, S, S],
-        True where a query may look: several continuations of one beginning then fit in a row."""
+        each, [B, S, h], layers + 1 tensors. With `positions` [B, S] the `attention_mask` is bool
+        [B, 1, S, S], True where a query may look: several continuations of one beginning fit in a row."""
         past, length = (cache.length if cache is not None else 0), input_ids.shape[1]
         mask: Mask = None
         if document_ids is not None:
