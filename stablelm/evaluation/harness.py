@@ -25,14 +25,13 @@ from stablelm.tokenizer import Tokenizer
 try:
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
-    from lm_eval.models import MODEL_MAPPING
+    from lm_eval.api.registry import register_model
     from tqdm import tqdm
 except ImportError:
     raise InputError('evaluation tasks need lm_eval: pip install "stablelm[eval]"') from None
 
-MODEL_MAPPING.setdefault("stablelm", "stablelm.evaluation.harness:StableLMBackend")
 
-
+@register_model("stablelm")
 class StableLMBackend(TemplateLM):  # type: ignore[misc]
     """`lm_eval`'s model interface over a StableLM."""
 
@@ -67,7 +66,7 @@ class StableLMBackend(TemplateLM):  # type: ignore[misc]
         rows = None if batch_size in (None, "auto") else int(str(batch_size).removeprefix("auto:"))
         self._batch_tokens = batch_tokens or (BATCH_TOKENS if rows is None else rows * self.max_length)
         self._quiet = not progress
-        self._cache = cache or ScoreCache()
+        self._cache = ScoreCache() if cache is None else cache
         self.truncated = 0
         """Requests whose beginning was cut off because they were longer than the context."""
 
@@ -169,7 +168,8 @@ def _open(path: str, dtype: str, device: str | None) -> tuple[StableLM, Tokenize
     model, tokenizer = open_path(path, dtype=precision)
     if tokenizer is None:
         raise InputError(f"{path}: has no tokenizer.json; evaluation works on text.")
-    return model.to(device or "cpu"), tokenizer
+    wanted = device if device and not (device.startswith("cuda") and not torch.cuda.is_available()) else "cpu"
+    return model.to(wanted), tokenizer  # lm_eval asks for cuda:0 where nobody has said anything
 
 
 def main() -> None:

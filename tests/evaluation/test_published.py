@@ -6,7 +6,7 @@ import pytest
 
 from stablelm.evaluation.published import PUBLISHED, RULES, SEED, TASKS, average, cells, published_average
 
-# evals/stablelm-3b-4e1t.json of the StableLM repository: acc, its standard error, acc_norm, its standard error.
+# evals/stablelm-3b-4e1t.json of the StableLM repository: acc and its error, acc_norm and its error.
 RELEASED = {
     "arc_challenge": (0.3779863481228669, 0.014169664520303103, 0.40017064846416384, 0.014317197787809169),
     "arc_easy": (0.7247474747474747, 0.009164888895174743, 0.6771885521885522, 0.009593950220366743),
