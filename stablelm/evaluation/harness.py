@@ -7,12 +7,16 @@ again, so an interrupted evaluation goes on where it was.
 `python -m stablelm.evaluation.harness run --model stablelm --model_args pretrained=PATH --tasks arc_easy` is
 lm_eval's own command line with this model in it."""
 
+import contextlib
+import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from stablelm.config import InputError
 from stablelm.evaluation.score_cache import ScoreCache
@@ -22,18 +26,23 @@ from stablelm.interchange.open import open_path
 from stablelm.model import StableLM
 from stablelm.tokenizer import Tokenizer
 
-try:
-    from lm_eval import utils
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.api.registry import register_model
-    from tqdm import tqdm
-except ImportError:
-    raise InputError('evaluation tasks need lm_eval: pip install "stablelm[eval]"') from None
+
+@functools.cache
+def backend() -> Any:
+    """The class that lm_eval works with, registered there as `stablelm`; `InputError` without lm_eval."""
+    try:
+        from lm_eval.api.model import TemplateLM
+        from lm_eval.api.registry import register_model
+    except ImportError:
+        raise InputError('evaluation tasks need lm_eval: pip install "stablelm[eval]"') from None
+    return register_model("stablelm")(type("StableLMBackend", (_Backend, TemplateLM), {}))
 
 
-@register_model("stablelm")
-class StableLMBackend(TemplateLM):  # type: ignore[misc]
-    """`lm_eval`'s model interface over a StableLM."""
+class _Backend:
+    """`lm_eval`'s model interface over a StableLM; `backend` joins it with lm_eval's base class."""
+
+    cache_hook: Any
+    prefix_token_id: int
 
     def __init__(
         self,
@@ -86,7 +95,8 @@ class StableLMBackend(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, and whether it is what greedy decoding would write."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm or self._quiet)
+        base: Any = super()
+        found: list[tuple[float, bool]] = base.loglikelihood(requests, disable_tqdm or self._quiet)
         return found
 
     def _loglikelihood_tokens(
@@ -95,13 +105,11 @@ class StableLMBackend(TemplateLM):  # type: ignore[misc]
         pairs = [(tuple(before), tuple(after)) for _, before, after in requests]
         self.truncated += sum(len(before) + len(after) > self.max_length + 1 for before, after in pairs)
         wanted = [pair for pair in dict.fromkeys(pairs) if pair not in self._cache]
-        with tqdm(
-            total=len(wanted), desc="Scoring", unit="request", disable=disable_tqdm or self._quiet
-        ) as bar:
+        with self._progress("Scoring", len(wanted), disable_tqdm) as advance:
 
             def keep(found: Mapping[int, Score]) -> None:
                 self._cache.add({wanted[number]: result for number, result in found.items()})
-                bar.update(len(found))
+                advance(len(found))
 
             score(self.model, wanted, context=self.max_length, batch_tokens=self._batch_tokens, on_batch=keep)
         results = []
@@ -127,6 +135,8 @@ class StableLMBackend(TemplateLM):  # type: ignore[misc]
         return totals
 
     def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        from lm_eval import utils
+
         rolling = utils.get_rolling_token_windows(
             self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
         )
@@ -135,19 +145,31 @@ class StableLMBackend(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to a stop string; greedy unless the task asks for a temperature."""
         texts = []
-        for request in tqdm(requests, desc="Generating", disable=disable_tqdm or self._quiet):
-            context, settings = request.args
-            settings = dict(settings)
-            until = settings.pop("until", [])
-            stop = [until] if isinstance(until, str) else list(until)
-            count = int(settings.pop("max_gen_toks", 256))
-            temperature = float(settings.pop("temperature", 0.0) or 0.0)
-            temperature = temperature if settings.pop("do_sample", temperature > 0) else 0.0
-            ids, room = self.tok_encode(context), self.max_length - count
-            text = context if len(ids) <= room else self._tokenizer.decode(ids[-room:])
-            texts.append(self._continue(text, count, temperature, [word for word in stop if word]))
-            self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+        with self._progress("Generating", len(requests), disable_tqdm) as advance:
+            for request in requests:
+                context, settings = request.args
+                settings = dict(settings)
+                until = settings.pop("until", [])
+                stop = [until] if isinstance(until, str) else list(until)
+                count = int(settings.pop("max_gen_toks", 256))
+                temperature = float(settings.pop("temperature", 0.0) or 0.0)
+                temperature = temperature if settings.pop("do_sample", temperature > 0) else 0.0
+                ids, room = self.tok_encode(context), self.max_length - count
+                text = context if len(ids) <= room else self._tokenizer.decode(ids[-room:])
+                texts.append(self._continue(text, count, temperature, [word for word in stop if word]))
+                self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+                advance(1)
         return texts
+
+    @contextlib.contextmanager
+    def _progress(self, what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+        """A bar on standard error, and how to move it on."""
+        if quiet or self._quiet or not total:
+            yield lambda count: None
+            return
+        with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda count: bar.advance(task, count)
 
     def _continue(self, prompt: str, count: int, temperature: float, stop: list[str]) -> str:
         return generate(
@@ -174,6 +196,7 @@ def _open(path: str, dtype: str, device: str | None) -> tuple[StableLM, Tokenize
 
 def main() -> None:
     """lm_eval's command line, which knows the model `stablelm`."""
+    backend()
     from lm_eval.__main__ import cli_evaluate
 
     if Path(sys.argv[0]).name == "harness.py":

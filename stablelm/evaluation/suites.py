@@ -91,20 +91,20 @@ def run(
         check_files(data, names)
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least one item of each task is needed.")
-    from stablelm.evaluation.harness import StableLMBackend
+    from stablelm.evaluation.harness import backend
     from stablelm.evaluation.score_cache import ScoreCache, weights_hash
 
     cache = None
     if out is not None:
         length = model.config.max_position_embeddings
         cache = ScoreCache(Path(out) / "scores.jsonl", f"{weights_hash(model)}-{length}")
-    backend = StableLMBackend(model, tokenizer, cache=cache, batch_tokens=batch_tokens, progress=progress)
-    raw = _harness(backend, suite, data, limit)
+    scorer = backend()(model, tokenizer, cache=cache, batch_tokens=batch_tokens, progress=progress)
+    raw = _harness(scorer, suite, data, limit)
     notes = []
     if limit is not None:
         notes.append(f"Only the first {limit:,} items of each task: a quick look, not a result.")
-    if backend.truncated:
-        notes.append(f"{backend.truncated:,} requests were longer than the context and lost their beginning.")
+    if scorer.truncated:
+        notes.append(f"{scorer.truncated:,} requests were longer than the context and lost their beginning.")
     if data is not None and "sciq" in names and (split := sciq_split(data)) != "test":
         notes.append(f"SciQ is its {split} split here; the published number is of the test split.")
     samples = raw.pop("samples", {})
@@ -114,7 +114,7 @@ def run(
     return result
 
 
-def _harness(backend: Any, suite: Suite, data: str | Path | None, limit: int | None) -> dict[str, Any]:
+def _harness(scorer: Any, suite: Suite, data: str | Path | None, limit: int | None) -> dict[str, Any]:
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
@@ -139,7 +139,7 @@ def _harness(backend: Any, suite: Suite, data: str | Path | None, limit: int | N
             wanted = [task for task, count, _ in suite.tasks if count == shots]
             try:
                 part = evaluator.simple_evaluate(
-                    backend, tasks=wanted, num_fewshot=None if shots < 0 else shots, limit=limit,
+                    scorer, tasks=wanted, num_fewshot=None if shots < 0 else shots, limit=limit,
                     task_manager=manager, bootstrap_iters=1000, log_samples=True,
                 )  # fmt: skip
             except (ConnectionError, FileNotFoundError) as error:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stablelm.config import ModelConfig
-from stablelm.evaluation.harness import StableLMBackend
+from stablelm.evaluation.harness import backend
 from stablelm.evaluation.local_tasks import offline, write_definitions
 from stablelm.evaluation.published import TASKS
 from stablelm.interchange import save_pretrained
@@ -46,9 +46,9 @@ def both(folder, shared, dtype, tmp_path, **tasks):
     with offline():
         manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
         return [
-            simple_evaluate(backend, tasks=list(TASKS), limit=LIMIT, task_manager=manager, bootstrap_iters=0)
-            for backend in (
-                StableLMBackend(str(folder), dtype=dtype),
+            simple_evaluate(scorer, tasks=list(TASKS), limit=LIMIT, task_manager=manager, bootstrap_iters=0)
+            for scorer in (
+                backend()(str(folder), dtype=dtype),
                 HFLM(pretrained=str(folder), dtype=dtype, device="cpu", batch_size=8),
             )
         ]
@@ -98,7 +98,7 @@ def test_rolling_and_generation_are_theirs(folder, shared):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    ours = StableLMBackend(str(folder), dtype="float32", progress=False)
+    ours = backend()(str(folder), dtype="float32", progress=False)
     theirs = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=4)
     texts = ["short", "The cat sat on the mat. " * 200, "Füße – 漢字 \n\n  x", "word " * 511]
     rolling = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
