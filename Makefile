@@ -8,7 +8,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BIN := .venv/bin
 ORACLE := .venv-oracle/bin
-EXTRAS := data,datasets,gguf,html,langid,ray,track
+EXTRAS := data,datasets,eval,gguf,html,langid,ray,track
 PINS := pyproject.toml constraints.txt
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stablelm.auto import AutoModelForCausalLM, AutoTokenizer, load
     from stablelm.config import InputError, ModelConfig, RunConfig
+    from stablelm.evaluation.evaluate import evaluate
     from stablelm.inference import generate
     from stablelm.model import StableLM
     from stablelm.training import train
@@ -22,13 +23,14 @@ _HOME = {
     "ModelConfig": "stablelm.config",
     "RunConfig": "stablelm.config",
     "StableLM": "stablelm.model",
+    "evaluate": "stablelm.evaluation.evaluate",
     "generate": "stablelm.inference",
     "train": "stablelm.training",
 }
 
 __all__ = [
-    "AutoModelForCausalLM", "AutoTokenizer", "InputError", "ModelConfig", "RunConfig", "StableLM", "generate",
-    "load", "train",
+    "AutoModelForCausalLM", "AutoTokenizer", "InputError", "ModelConfig", "RunConfig", "StableLM", "evaluate",
+    "generate", "load", "train",
 ]  # fmt: skip
 
 

@@ -20,6 +20,8 @@ SIGNATURES = {
     "AutoTokenizer.from_pretrained": f"path, *, {HUB}",
     "load": "path, dtype=None, device='cpu'",
     "generate": f"model, tokenizer, prompt, *, {SAMPLING}",
+    "evaluate": "models, *, suite=None, tasks=(), data=None, limit=None, out=None, dtype=None, "
+        "device='auto', progress=True",
     "train": "config, *, resume=False, console=None",
     "StableLM": "config, seed=1234",
     "StableLM.forward": "self, input_ids, attention_mask=None, cache=None, labels=None, document_ids=None",
@@ -30,8 +32,8 @@ SIGNATURES = {
         "bos_token_id=0, eos_token_id=0",
 }  # fmt: skip
 NAMES = [
-    "AutoModelForCausalLM", "AutoTokenizer", "InputError", "ModelConfig", "RunConfig", "StableLM", "generate",
-    "load", "train",
+    "AutoModelForCausalLM", "AutoTokenizer", "InputError", "ModelConfig", "RunConfig", "StableLM", "evaluate",
+    "generate", "load", "train",
 ]  # fmt: skip
 
 

@@ -15,6 +15,12 @@ CORE = (
     "config", "model", "tokenizer", "training", "inference", "data/token_files.py", "data/permutation.py",
     "data/mixture.py", "data/loader.py",
 )  # fmt: skip
+# Parts of those rooms that he does not meet: recipes of data preparation, other systems' files, rehearsals.
+NOT_CORE = (
+    "config/recipe.py", "config/filters.py", "config/filter_set.py", "config/cleaning.py",
+    "config/deduplication.py", "config/slurm.py", "config/neox.py", "config/neox_keys.py",
+    "config/neox_file.py", "training/dry_run.py",
+)  # fmt: skip
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
 
 
@@ -41,7 +47,12 @@ def check(
         if sizes.get(name, 0) <= FILE_LIMIT:
             faults.append(f"{name}: needs no exception any more; remove it from tools/check_sizes.py.")
     core = tuple(f"{PACKAGE}/{part}" for part in CORE)
-    in_core = {n: s for n, s in sizes.items() if n in core or n.startswith(tuple(f"{c}/" for c in core))}
+    apart = {f"{PACKAGE}/{part}" for part in NOT_CORE}
+    in_core = {
+        name: size
+        for name, size in sizes.items()
+        if name not in apart and (name in core or name.startswith(tuple(f"{part}/" for part in core)))
+    }
     totals = {
         "core path": sum(in_core.values()),
         "package": sum(size for name, size in sizes.items() if name.startswith(f"{PACKAGE}/")),

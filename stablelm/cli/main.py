@@ -31,7 +31,9 @@ def application() -> "typer.Typer":
     """The verbs."""
     import typer
 
-    from stablelm.cli import checkpoint, config, data, demo, generate, models, plan, tokenizer, train
+    from stablelm.cli import (
+        checkpoint, config, data, demo, evaluate, generate, models, plan, tokenizer, train,
+    )  # fmt: skip
 
     app = typer.Typer(
         name="stablelm",
@@ -42,8 +44,11 @@ def application() -> "typer.Typer":
         no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
     )  # fmt: skip
 
-    verbs = (demo.demo, models.init, plan.plan, train.train, train.report, generate.generate)
-    for verb in (*verbs, models.inspect, models.convert, models.export):
+    verbs = (
+        demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, evaluate.evaluate,
+        models.inspect, models.convert, models.export,
+    )  # fmt: skip
+    for verb in verbs:
         app.command()(verb)
     app.add_typer(checkpoint.app, name="checkpoint")
     app.add_typer(config.app, name="config")

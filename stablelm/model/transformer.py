@@ -121,6 +121,7 @@ class StableLM(nn.Module):
         cache: Cache | None = None,
         document_ids: Tensor | None = None,
         collect: list[Tensor] | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """input_ids [B, S] → [B, S, h] after the final norm.
 
@@ -128,7 +129,8 @@ class StableLM(nn.Module):
         positions count real tokens only. With a cache the S tokens follow the `cache.length` that it holds.
         `document_ids` [B, S] keeps attention within runs of equal numbers and starts positions anew in each;
         it goes with neither of the other two. `collect` receives what enters the first block and what leaves
-        each, [B, S, h], layers + 1 tensors."""
+        each, [B, S, h], layers + 1 tensors. With `positions` [B, S] the `attention_mask` is bool
+        [B, 1, S, S], True where a query may look: several continuations of one beginning fit in a row."""
         past, length = (cache.length if cache is not None else 0), input_ids.shape[1]
         mask: Mask = None
         if document_ids is not None:
@@ -136,6 +138,8 @@ class StableLM(nn.Module):
                 raise InputError("document_ids go with neither an attention_mask nor a cache.")
             mask = Documents.of(document_ids)
             positions = mask.positions(input_ids.device)
+        elif positions is not None:
+            mask = attention_mask
         elif attention_mask is not None:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
             mask = _padded_mask(attention_mask, past, length)

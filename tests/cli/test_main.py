@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -195,7 +196,7 @@ def test_ctrl_c_ends_a_text_and_any_start(world):
     child.send_signal(signal.SIGINT)
     child.stdout.read()
     told = child.stderr.read()
-    assert (child.wait(60), told) == (130, b"stopped\n") or told.startswith(b"126 tokens"), told
+    assert (child.wait(60), told) == (130, b"stopped\n") or re.match(rb"\d+ tokens", told), told
     for delay in (0.2, 0.6):  # somewhere in the imports
         child = start("generate", world / "model", "x")
         time.sleep(delay)

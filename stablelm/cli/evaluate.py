@@ -1,0 +1,77 @@
+"""`stablelm evaluate`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Paths or Hub ids; several are shown side by side.")],
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="stablelm-3b-4e1t (the nine published tasks, zero-shot) or open-llm-leaderboard.",
+            show_default="stablelm-3b-4e1t",
+        ),
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Instead: any lm_eval tasks, as piqa,mmlu.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Directory with <task>.jsonl, to evaluate without a network.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many items of each task: a quick look.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Paired differences to the first model, with 95 % intervals.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of results.json, samples and report.html.", show_default="evaluations/NAME"
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Precision; auto is that of the files.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Run benchmarks with lm_eval's tasks and prompts, and put the numbers beside the published ones.
+
+    An evaluation that was stopped goes on where it was when the same command is given again.
+
+    Example: stablelm evaluate runs/demo/model --data evaluation-files --limit 100
+    """
+    from stablelm.config import InputError
+    from stablelm.evaluation.suites import choose_tasks
+
+    wanted = choose_tasks(suite, [task for task in (tasks or "").split(",") if task])
+    if compare and len(models) < 2:
+        raise InputError("--compare wants at least two models.")
+    from rich.console import Console
+    from rich.table import Table
+
+    from stablelm.cli.options import precision
+    from stablelm.evaluation.evaluate import distinct_names, evaluate_suite
+    from stablelm.evaluation.pages import difference_table, table
+
+    target = out or Path("evaluations") / "-and-".join(distinct_names(models))
+    number = None if dtype == "auto" else precision(dtype)
+    found, differences = evaluate_suite(
+        models, wanted, data, limit, target, number, device, compared=compare, say=typer.echo
+    )
+    console = Console()
+
+    def show(title: str, header: list[str], rows: list[list[str]]) -> None:
+        grid = Table(title=title)
+        for column in header:
+            grid.add_column(column, overflow="fold")
+        for row in rows:
+            grid.add_row(*row)
+        console.print(grid)
+
+    show(f"{wanted.name}, percent", *table(found, wanted))
+    for first, second, parts in differences:
+        show(f"{second} minus {first}, percent points", *difference_table(parts))
+    for one in found:
+        for note in one.notes:
+            typer.echo(f"{one.model}: {note}" if len(found) > 1 else note)
+    typer.echo(f"{target / 'report.html'}")

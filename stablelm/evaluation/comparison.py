@@ -1,0 +1,102 @@
+"""Two models on the same items: is the difference more than noise?
+
+Items that both get right or both get wrong say nothing, so the differences are taken item by item: their
+mean, its standard error (sample deviation / √n) and the 95 % interval mean ± 1.96 standard errors. Two
+models that share most answers have a far smaller interval than their separate standard errors suggest
+(Miller, 2024, "Adding error bars to evals", section 4.2)."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stablelm.config import InputError
+from stablelm.evaluation.published import README_RULE
+
+Z = 1.959964  # two-sided 95 %
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Second model minus first, in percent points."""
+
+    task: str
+    metric: str
+    items: int
+    first: float
+    second: float
+    difference: float
+    stderr: float
+    changed: int
+    """Items whose value differs."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence."""
+        return self.difference - Z * self.stderr, self.difference + Z * self.stderr
+
+    @property
+    def verdict(self) -> str:
+        """What may be said."""
+        low, high = self.interval
+        return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+
+
+def metric_of(task: str, items: Sequence[Mapping[str, Any]]) -> str:
+    """The metric a task is compared by: that of the published table where it is in it."""
+    wanted = README_RULE.metric(task)
+    for name in (wanted, "acc", "exact_match", "acc_norm"):
+        if items and name in items[0]:
+            return name
+    raise InputError(
+        f"{task}: its items have no accuracy to compare ({', '.join(items[0]) if items else 'none'})."
+    )
+
+
+def compare(
+    first: Mapping[str, Sequence[Mapping[str, Any]]], second: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[Difference]:
+    """Differences per task between two models' samples, then their average over tasks (tasks independent).
+
+    `InputError` when the items are not the same."""
+    found = []
+    for task, items in first.items():
+        others = second.get(task)
+        if others is None:
+            raise InputError(f"{task}: only one of the two models was evaluated on it.")
+        metric = metric_of(task, items)
+        values = _by_item(task, items, metric)
+        other_values = _by_item(task, others, metric)
+        if values.keys() != other_values.keys():
+            raise InputError(f"{task}: the two models were not evaluated on the same items.")
+        a = np.array(list(values.values()))
+        b = np.array([other_values[key] for key in values])
+        found.append(difference(task, metric, a, b))
+    if len(found) > 1:
+        found.append(_average(found))
+    return found
+
+
+def difference(task: str, metric: str, a: np.ndarray, b: np.ndarray) -> Difference:
+    """The paired difference of per-item values [n]."""
+    d, n = 100 * (b - a), len(a)
+    spread = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    return Difference(
+        task, metric, n, 100 * float(a.mean()), 100 * float(b.mean()), float(d.mean()), spread,
+        int((a != b).sum()),
+    )  # fmt: skip
+
+
+def _average(parts: Sequence[Difference]) -> Difference:
+    k = len(parts)
+    return Difference(
+        "average", "mean", sum(part.items for part in parts), sum(part.first for part in parts) / k,
+        sum(part.second for part in parts) / k, sum(part.difference for part in parts) / k,
+        math.sqrt(sum(part.stderr**2 for part in parts)) / k, sum(part.changed for part in parts),
+    )  # fmt: skip
+
+
+def _by_item(task: str, items: Sequence[Mapping[str, Any]], metric: str) -> dict[str, float]:
+    return {f"{item['doc_id']}-{item.get('doc_hash', '')}": float(item[metric]) for item in items}
