@@ -25,6 +25,9 @@ def plan(
         float | None, typer.Option(help="Share of the peak, as 0.4, counted by 6N + 12·L·h·s.")
     ] = None,
     price_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="For the cost.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Also run one fake step on that many ranks; no GPU is needed.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Everything as JSON; sizes in bytes.")] = False,
 ) -> None:
     """Say what a run needs and costs before any GPU starts: memory, speed, days, money, network, advice.
@@ -40,7 +43,15 @@ def plan(
         run, gpus, device_named(gpu), tokens_per_second=tokens_per_second, mfu=mfu,
         price_per_gpu_hour=price_per_gpu_hour,
     )  # fmt: skip
+    done = None
+    if dry_run:
+        from stablelm.training.dry_run import dry_run as run_dry
+
+        done = run_dry(run, gpus)
     if json_:
-        typer.echo(json.dumps({"config": str(config), **estimate.as_dict()}, indent=2, ensure_ascii=False))
+        about = {"config": str(config), **estimate.as_dict(), "dry_run": done and done.as_dict()}
+        typer.echo(json.dumps(about, indent=2, ensure_ascii=False))
     else:
-        typer.echo("\n".join(estimate_lines(estimate)))
+        typer.echo("\n".join([*estimate_lines(estimate), *(["", *done.lines()] if done else [])]))
+    if done and done.faults:
+        raise typer.Exit(1)

@@ -78,3 +78,12 @@ def test_the_published_file_names_no_world_and_takes_the_planned(run, shared):
     )
     about = json.loads(kept.out)
     assert about["step_tokens"] == 1024 * 4096 and about["asked"]["layout"]["micro_batches"] == 4
+
+
+def test_a_dry_run_goes_with_the_plan(run, original):
+    arguments = ("plan", "run.yml", "--gpus", 256, "--gpu", "a100-40gb", "--dry-run")
+    said = run(*arguments)
+    assert said.code == 0, said.err
+    assert "Dry run of rank 0 of 256" in said.out and "as planned" in said.out
+    about = json.loads(run(*arguments, "--json").out)["dry_run"]
+    assert about["faults"] == [] and about["weights"] == [43_689_040, 43_689_040]
