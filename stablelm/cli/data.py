@@ -30,6 +30,8 @@ def prepare(
     """Read, split, tokenise and shuffle the sources of RECIPE into token files with a manifest.
 
     A preparation that was killed goes on where it was; one whose recipe changed repeats what that concerns.
+    Large .jsonl, .parquet and .arrow files are read by several processes, each its part. A compressed file
+    (.jsonl.gz, .jsonl.zst) is streamed by one, so a corpus should have more of them than there are processes.
 
     Example: stablelm data prepare configs/data/example.yml --set on_error=skip
     """
@@ -52,6 +54,7 @@ def prepare(
         runner = Ray(wanted.workers)
     out = prepare_recipe(wanted, progress=make_progress(), executor=runner)
     typer.echo("\n".join(Dataset(out).describe()))
+    typer.echo(f"Next: stablelm data report {out} (a page of reasons and examples)", err=True)
 
 
 @app.command()
@@ -78,6 +81,26 @@ def run(
     wanted = load_recipe(recipe, set_ or [])
     done = run_stage(wanted, stage, int(found[1]), int(found[2]), make_progress())
     typer.echo(f"{stage} {part}: {done:,} tasks done")
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="A prepared directory.")],
+    out: Annotated[Path | None, typer.Option(help="HTML to write.", show_default="DIR/report.html")] = None,
+) -> None:
+    """Write one self-contained page: what was read, kept and dropped and why, with real documents.
+
+    Example: stablelm data report data/prepared
+    """
+    from stablelm.config import InputError
+    from stablelm.data import Dataset
+    from stablelm.data.report import dataset_page
+
+    if (directory / "run.json").is_file():
+        raise InputError(f"{directory}: a run, no prepared data. Its page: stablelm report {directory}")
+    target = out or directory / "report.html"
+    dataset_page(Dataset(directory)).write(target)
+    typer.echo(str(target))
 
 
 @app.command()

@@ -38,7 +38,8 @@ def find(
     for each in found:
         times = "once" if each.times == 1 else f"{each.times:,} times"
         typer.echo(f"{each.file}, document {each.document:,}: {each.id}")
-        typer.echo(f"  at character {each.character:,}, {times}: {' '.join(each.snippet.split())!r}")
+        where = f"in {Path(each.shard).name}, document {each.place:,} there, at character {each.character:,}"
+        typer.echo(f"  {where}, {times}: {' '.join(each.snippet.split())!r}")
         if steps_of is not None:
             typer.echo(f"  {steps_of(each)}")
     if not found:

@@ -19,7 +19,7 @@ from stablelm.config.slurm import SlurmConfig
 OnError = Literal["stop", "skip"]
 RESERVED = {
     "manifest.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "report.json",
-    "decontamination.json", "clusters-exact.jsonl", "clusters-near.jsonl",
+    "report.html", "decontamination.json", "clusters-exact.jsonl", "clusters-near.jsonl",
 }  # fmt: skip
 Format = Literal["auto", "text", "code", "jsonl", "parquet", "arrow", "datasets", "warc", "html"]
 

@@ -16,7 +16,7 @@ from stablelm.data.token_files import TokenFile, TokenShards, shard_name
 from stablelm.storage import MANIFEST, fingerprint, read_manifest, sha256_file
 
 FORMAT = "stablelm token files"
-SIDES = ("train", "held_out")
+SIDES, _FIRST = ("train", "held_out"), 3
 _REMEDY = "Make the directory again with `stablelm data prepare`, or restore the file."
 
 
@@ -158,11 +158,17 @@ class Dataset:
                 f"{name}: {train['documents']:,} documents, {train['tokens']:,} tokens, {train['bytes']:,} "
                 f"bytes of text; held out {held_out['documents']:,} documents, {held_out['tokens']:,} tokens"
             )
-            lost = [f"{reason} {n:,}" for kind in ("dropped", "errors") for reason, n in about[kind].items()]
+            lost = [
+                f"{reason} {n:,}"
+                for kind in ("dropped", "errors")
+                for reason, n in sorted(about[kind].items(), key=lambda pair: (-pair[1], pair[0]))
+            ]
             if lost:
                 lines.append(f"  read {about['read']:,}, kept {about['kept']:,}; left out: {', '.join(lost)}")
-            if about["empty_files"]:
-                lines.append(f"  empty: {', '.join(about['empty_files'])}")
+            if empty := about["empty_files"]:
+                first = ", ".join(empty[:_FIRST])
+                many = f"{len(empty):,} empty files, the first: " if len(empty) > _FIRST else "empty: "
+                lines.append(f"  {many}{first}")
         return lines
 
 

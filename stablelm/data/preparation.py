@@ -30,10 +30,11 @@ from stablelm.data.execution import DONE, Executor, Progress, Stage, Work, execu
 from stablelm.data.executors.local import Local
 from stablelm.data.manifest import FORMAT, SIDES, seal
 from stablelm.data.progress import Plain
-from stablelm.data.report_data import source_report
+from stablelm.data.report_data import REPORT, REPORT_VERSION, source_report
 from stablelm.data.stages.assembling import Assemble, Layout
+from stablelm.data.stages.clusters import export_clusters
 from stablelm.data.stages.decontaminating import Decontaminate, IndexSets
-from stablelm.data.stages.deduplicating import Steps, export_clusters, steps
+from stablelm.data.stages.deduplicating import Steps, steps
 from stablelm.data.stages.filtering import HISTOGRAMS, Decide, Signals
 from stablelm.data.stages.reading import Plan, Read, shards_of
 from stablelm.data.stages.tokenizing import EXAMPLES_FILE, Order, Tokenize, keep_tokenizer
@@ -204,11 +205,13 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
                 **about, "epochs": str(as_fraction(source.epochs)), **counts,
                 **accounts[source.name].as_dict(), "changed": changed[source.name],
             }  # fmt: skip
-        clusters = {
-            each.name: export_clusters(each, work, directory / f"{each.name}.jsonl")
-            for each in pipeline.repetitions.clusters
-        }
-        write_json(directory / "report.json", {"version": 1, "sources": _report(pipeline, work, accounts)})
+        clusters, shown = {}, _report(pipeline, work, accounts)
+        for each in pipeline.repetitions.clusters:
+            clusters[each.name], about_clusters = export_clusters(
+                each, work, directory / f"{each.name}.jsonl"
+            )
+            shown["repetitions"][each.find.listed.spill.step] = about_clusters
+        write_json(directory / REPORT, shown)
         if recipe.decontamination is not None:
             write_json(directory / "decontamination.json", pipeline.decontaminate.report(work))
         manifest = {
@@ -235,7 +238,7 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
 
 
 def _report(pipeline: Pipeline, work: Work, accounts: Mapping[str, SourceAccount]) -> dict[str, Any]:
-    """What `stablelm data report` shows, by source."""
+    """What `stablelm data report` shows; the clusters are added where they are written."""
 
     def parts(stage: Stage, name: str, source: str) -> Iterator[Any]:
         for task in work.tasks(stage):
@@ -243,13 +246,21 @@ def _report(pipeline: Pipeline, work: Work, accounts: Mapping[str, SourceAccount
                 yield read_json(work.path / stage.name / task.name / name)
 
     piece = {shard.name: shard.source for shard in shards_of(pipeline.read, work)}
-    return {
+    marks = work.marks(pipeline.tokenize)
+    sources = {
         name: source_report(
             account,
             parts(pipeline.tokenize, EXAMPLES_FILE, name),
             parts(pipeline.signals, HISTOGRAMS, name) if pipeline.signals in pipeline.stages else (),
+            (mark.result["replaced"] for task, mark in marks if piece[task.name] == name),
         )
         for name, account in accounts.items()
+    }
+    editor = pipeline.repetitions.editor
+    return {
+        "version": REPORT_VERSION,
+        "sources": sources,
+        "repetitions": {} if editor is None else {"lines": editor.report(work)},
     }
 
 

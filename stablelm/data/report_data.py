@@ -17,19 +17,22 @@ from stablelm.data.shards import Shard
 from stablelm.data.texts import Texts
 from stablelm.storage import keyed_uint64
 
+REPORT, REPORT_VERSION = "report.json", 2
 EXAMPLES, SHOWN, _VALUES = 3, 1000, 50
 Histogram = dict[str, Any]
 
 
 def histogram(column: NDArray[Any]) -> Histogram:
-    """`kind` (count, ratio, truth or value) and `counts`, by bin, `true`/`false` or the value."""
+    """`kind` (count, ratio, truth or value) and `counts`, by bin, `true`/`false` or the value; of counts also
+    their `sum`. A number below 0 or that is none was not measured, and is left out."""
     if column.dtype == object:
         return {"kind": "value", "counts": dict(Counter(map(str, column)))}
     if column.dtype == bool:
         yes = int(column.sum())
         return {"kind": "truth", "counts": {"false": len(column) - yes, "true": yes}}
     values = column.astype(np.float64)
-    values = values[np.isfinite(values)].clip(min=0)
+    measured = np.isfinite(values) & (values >= 0)
+    values = values[measured]
     ratios = column.dtype.kind == "f"
     with np.errstate(divide="ignore"):
         octaves = np.floor(4 * np.log2(np.maximum(values, 1)))
@@ -38,7 +41,10 @@ def histogram(column: NDArray[Any]) -> Histogram:
     )
     found, counts = np.unique(bins.astype(np.int64), return_counts=True)
     pairs = zip(found.tolist(), counts.tolist(), strict=True)
-    return {"kind": "ratio" if ratios else "count", "counts": {str(place): count for place, count in pairs}}
+    binned = {str(place): count for place, count in pairs}
+    if ratios:
+        return {"kind": "ratio", "counts": binned}
+    return {"kind": "count", "counts": binned, "sum": int(column[measured].sum(dtype=np.int64))}
 
 
 def lower_edge(kind: str, place: int) -> float:
@@ -55,6 +61,8 @@ def add_histograms(parts: Iterable[Mapping[str, Histogram]]) -> dict[str, Histog
         for name, one in part.items():
             total = sums.setdefault(name, {"kind": one["kind"], "counts": Counter()})
             total["counts"].update(one["counts"])
+            if "sum" in one:
+                total["sum"] = total.get("sum", 0) + one["sum"]
     for total in sums.values():
         counts = total["counts"].items()
         if total["kind"] == "value":
@@ -65,40 +73,58 @@ def add_histograms(parts: Iterable[Mapping[str, Histogram]]) -> dict[str, Histog
     return sums
 
 
-def examples(shard: Shard, texts: Texts, reasons: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """By reason, "" for what is kept, the documents of the smallest hashes; `texts` are the changed ones."""
+def examples(
+    shard: Shard, texts: Texts, reasons: Sequence[str], files: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """By reason, "" for what is kept, the documents of the smallest hashes; `texts` are the changed ones, of
+    which only those that are kept matter, `files` the names of the files that were read."""
     rows: dict[str, list[tuple[int, int]]] = {}
     for row, reason in enumerate(reasons):
         rows.setdefault(reason, []).append((keyed_uint64("example", shard.ids[row]), row))
     return {
-        reason: [_shown(shard, texts, key, row) for key, row in sorted(found)[:EXAMPLES]]
+        reason: [
+            {"key": f"{key:016x}", **shown(shard, row, files, None if reason else texts)}
+            for key, row in sorted(found)[:EXAMPLES]
+        ]
         for reason, found in sorted(rows.items())
     }
 
 
-def _shown(shard: Shard, texts: Texts, key: int, row: int) -> dict[str, Any]:
-    before, after = shard.texts.raw(row), texts.raw(row)
-    shown = {
-        "key": f"{key:016x}", "id": shard.ids[row], "url": shard.urls[row], "label": shard.labels[row],
-        "bytes": len(before), "text": _head(before),
+def shown(
+    shard: Shard, row: int, files: Sequence[str], texts: Texts | None = None, length: int = SHOWN
+) -> dict[str, Any]:
+    """A document for a reader: place (`file:line`), id, url, label, bytes and the first `length` characters;
+    also of its changed text in `texts`, if it was changed."""
+    before, after = shard.texts.raw(row), (texts or shard.texts).raw(row)
+    about = {
+        "place": f"{files[int(shard.files[row])]}:{int(shard.numbers[row])}", "id": shard.ids[row],
+        "url": shard.urls[row], "label": shard.labels[row], "bytes": len(before),
+        "text": head(before, length),
     }  # fmt: skip
-    return shown if before == after else {**shown, "changed_bytes": len(after), "changed": _head(after)}
+    return (
+        about if before == after else {**about, "changed_bytes": len(after), "changed": head(after, length)}
+    )
 
 
-def _head(text: bytes) -> str:
-    return text[: 4 * SHOWN].decode(errors="ignore")[:SHOWN]
+def head(text: bytes, length: int) -> str:
+    """The first `length` characters of UTF-8."""
+    return text[: 4 * length].decode(errors="ignore")[:length]
 
 
 def source_report(
     account: SourceAccount,
     chosen: Iterable[Mapping[str, list[dict[str, Any]]]],
     numbers: Iterable[Mapping[str, Histogram]],
+    replaced: Iterable[Mapping[str, int]] = (),
 ) -> dict[str, Any]:
     """One source's part of report.json."""
     found: dict[str, list[dict[str, Any]]] = {}
+    written: Counter[str] = Counter()
+    for counts in replaced:
+        written.update(counts)
     for part in chosen:
-        for reason, shown in part.items():
-            merged = sorted([*found.get(reason, []), *shown], key=lambda one: (one["key"], one["text"]))
+        for reason, more in part.items():
+            merged = sorted([*found.get(reason, []), *more], key=lambda one: (one["key"], one["text"]))
             found[reason] = merged[:EXAMPLES]
     about = account.as_dict()
     reasons = [("kept", "", about["kept"], about["kept_bytes"])]
@@ -114,4 +140,5 @@ def source_report(
             for fate, reason, count, size in reasons
         ],
         "histograms": add_histograms(numbers),
+        "replaced": dict(sorted(written.items())),
     }  # fmt: skip

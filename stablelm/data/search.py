@@ -40,6 +40,10 @@ class Found:
     """Where it came from."""
     file: str
     """The token files' common name."""
+    shard: str
+    """The .bin file that holds the document."""
+    place: int
+    """Its number in that file."""
     times: int
     """How often the text occurs, not counting overlaps."""
     character: int
@@ -76,6 +80,8 @@ def _find(dataset: Dataset, spelling: "_Spelling", text: str, names: list[str]) 
     for name, side in itertools.product(names, SIDES):
         file = dataset.train(name) if side == "train" else dataset.held_out(name)
         for document, times, at, places, content in _in_file(file, spelling, needle) if file else ():
+            assert file is not None
+            shard, place = file.within(document)
             before, stop = content[:at].decode(errors="replace"), at + len(needle)
             after = content[stop : stop + 160].decode(errors="ignore")
             yield Found(
@@ -84,6 +90,8 @@ def _find(dataset: Dataset, spelling: "_Spelling", text: str, names: list[str]) 
                 document=document,
                 id="",
                 file=str(dataset.path / name / side),
+                shard=shard,
+                place=place,
                 times=times,
                 character=len(before),
                 tokens=(

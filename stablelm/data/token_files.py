@@ -235,6 +235,10 @@ class TokenFile:
             raise IndexError(f"{self.prefix}.idx: document {number} of {self.num_documents:,}")
         return int(self._offsets[number]) // self.dtype.itemsize
 
+    def within(self, number: int) -> tuple[str, int]:
+        """The .bin file that holds a document, and its number there."""
+        return f"{self.prefix}.bin", number
+
     def document_at(self, position: int) -> int:
         """The document that holds the token at `position`, by binary search; never by looking for EOD."""
         if not 0 <= position < self.num_tokens:
@@ -297,6 +301,11 @@ class TokenShards(TokenFile):
             raise IndexError(f"{self.prefix}: document {number} of {self.num_documents:,}")
         shard = bisect.bisect_right(self._documents, number) - 1
         return self._tokens[shard] + self.shards[shard].document_start(number - self._documents[shard])
+
+    def within(self, number: int) -> tuple[str, int]:
+        """As for a `TokenFile`."""
+        shard = bisect.bisect_right(self._documents, number) - 1
+        return self.shards[shard].within(number - self._documents[shard])
 
     def document_at(self, position: int) -> int:
         """The document that holds the token at `position`."""

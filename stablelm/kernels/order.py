@@ -5,12 +5,13 @@ Both walk through a state that each step changes: the place in the documents, th
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stablelm.kernels.text.compilation import compiled
 
-@numba.njit(cache=True)
+
+@compiled
 def pack(sizes: NDArray[np.int32], documents: NDArray[np.int32], length: int, rows: NDArray[Any]) -> None:
     """Fills rows [samples + 1, 2]: where each sample begins, as (index into `documents`, offset in it).
 
@@ -30,7 +31,7 @@ def pack(sizes: NDArray[np.int32], documents: NDArray[np.int32], length: int, ro
         rows[row, 0], rows[row, 1] = at, offset
 
 
-@numba.njit(cache=True)
+@compiled
 def blend(
     weights: NDArray[np.float64],
     taken: NDArray[np.int64],

@@ -4,12 +4,13 @@ Its plain twin is `Tokenizer.decode` (tests/data/test_search.py holds them toget
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from stablelm.kernels.text.compilation import compiled
 
-@numba.njit(cache=True)
+
+@compiled
 def spell(
     ids: NDArray[Any], ends: NDArray[np.int64], table: NDArray[np.uint8], places: NDArray[np.int64]
 ) -> NDArray[np.uint8]:

@@ -111,6 +111,45 @@ def bar_chart(
     return frame.svg(body, spoken, bool(shown.any()))
 
 
+def histogram_chart(
+    edges: Sequence[float],
+    counts: Sequence[float],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    width: int = 340,
+    height: int = 190,
+) -> str:
+    """An SVG of how often values fall between n + 1 ascending edges: bars of one width, whatever the edges,
+    labelled where a bar begins. A bar that is not empty is seen, however low it is."""
+    if len(edges) != len(counts) + 1:
+        raise ValueError(f"histogram {title!r}: {len(edges)} edges around {len(counts)} counts")
+    values = np.asarray(list(counts), dtype=np.float64)
+    frame = _Frame(title, y_label, x_label, [], width, height)
+    scale = fit(values, frame.bottom, frame.top, zero=True)
+    ticks = scale.ticks(max(2, (frame.bottom - frame.top) // 40))
+    left = frame.left_of([label for _, label in ticks])
+    bar = min(24.0, (frame.right - left) / max(1, len(values)))
+    labels = [number(float(edge), 3) for edge in edges]
+    every = max(1, math.ceil((max(map(len, labels)) + 2) * LETTER / bar))
+    places = [(left + bar * i, labels[i]) for i in range(0, len(values), every)]
+    body = [*frame.axes(left, ticks), *(frame.x_axis(places, left) if len(values) else [])]
+    for index, value in enumerate(values.tolist()):
+        tall = frame.bottom - float(scale.place(np.array([value]))[0])
+        if value > 0:
+            tall, x = max(1.0, tall), left + bar * index + 0.5
+            size = f'width="{max(0.5, bar - 1):.1f}" height="{tall:.1f}"'
+            hover = f"{labels[index]} to {labels[index + 1]}: {number(value)}"
+            rectangle = f'<rect x="{x:.1f}" y="{frame.bottom - tall:.1f}" {size} style="fill:{_colour(0)}">'
+            body.append(f"{rectangle}<title>{escape(hover)}</title></rect>")
+    spoken = [f"{number(values.sum())} in {len(values)} bins from {labels[0]} to {labels[-1]}"]
+    if len(values):
+        top = int(values.argmax())
+        spoken.append(f"most, {number(values[top])}, from {labels[top]} to {labels[top + 1]}")
+    return frame.svg(body, spoken, bool((values > 0).any()))
+
+
 def _ordered(series: Series) -> tuple[Array, Array]:
     """x and y as arrays in order of x, without the points whose x has no place."""
     x, y = np.asarray(series.x, dtype=np.float64), np.asarray(series.y, dtype=np.float64)

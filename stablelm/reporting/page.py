@@ -5,14 +5,15 @@ the page forbids scripts and network besides, so that a text a model wrote can s
 nothing. Light and dark follow the reader's setting; printing is always light."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from stablelm.reporting.text import escape, number
 from stablelm.storage import write_text
 
 CONTENTS_FROM = 4  # headings; a shorter page needs no table of contents
-_NUMERIC = re.compile(r"[+\-−]?[\d.,]*\d(e[+\-−]?\d+)?( ?(%|×|s|ms|[kMGT]i?B|[kMBT]))?$|–$")
+_NUMERIC = re.compile(r"([<>] )?[+\-−]?[\d.,]*\d(e[+\-−]?\d+)?( ?(%|×|s|ms|[kMGT]i?B|[kMBT]))?$|–$")
 
 
 class Page:
@@ -27,6 +28,17 @@ class Page:
         """Opens a section."""
         self._headings.append(text)
         self._parts.append(f'<h2 id="section-{len(self._headings)}">{escape(text)}</h2>')
+
+    def subheading(self, text: str) -> None:
+        """Opens a part of a section."""
+        self._parts.append(f"<h3>{escape(text)}</h3>")
+
+    @contextmanager
+    def fold(self, summary: str) -> Iterator[None]:
+        """What is added inside is closed until a reader opens it; printed, it is there."""
+        self._parts.append(f"<details><summary>{escape(summary)}</summary>")
+        yield
+        self._parts.append("</details>")
 
     def paragraph(self, text: str) -> None:
         """A paragraph of plain text."""
@@ -54,7 +66,7 @@ class Page:
         top = "".join(f'<th scope="col"{m}>{escape(name)}</th>' for m, name in zip(mark, header, strict=True))
         body = "".join(
             "<tr>"
-            + "".join(f"<td{m}>{escape(cell)}</td>" for m, cell in zip(mark, row, strict=True))
+            + "".join(f"<td{m}>{_breakable(cell)}</td>" for m, cell in zip(mark, row, strict=True))
             + "</tr>"
             for row in cells
         )
@@ -66,9 +78,12 @@ class Page:
 
     def chart(self, svg: str, caption: str = "") -> None:
         """A chart made by `reporting.charts`, the one thing that is not escaped again."""
-        if not svg.startswith("<svg ") or not svg.endswith("</svg>"):
-            raise ValueError("a chart is an <svg> element, as line_chart and bar_chart return it")
-        self._parts.append(f"<figure>{svg}{_figcaption(caption)}</figure>")
+        self._parts.append(f"<figure>{_checked(svg)}{_figcaption(caption)}</figure>")
+
+    def charts(self, svgs: Sequence[str], caption: str = "") -> None:
+        """Small charts side by side."""
+        grid = "".join(f"<div>{_checked(svg)}</div>" for svg in svgs)
+        self._parts.append(f'<figure><div class="charts">{grid}</div>{_figcaption(caption)}</figure>')
 
     def text_block(self, text: str, caption: str = "") -> None:
         """Text as it is, its spaces and line breaks kept: samples, configurations, logs."""
@@ -99,6 +114,17 @@ class Page:
         write_text(path, self.html())
 
 
+def _checked(svg: str) -> str:
+    if not svg.startswith("<svg ") or not svg.endswith("</svg>"):
+        raise ValueError("a chart is an <svg> element, as line_chart and bar_chart return it")
+    return svg
+
+
+def _breakable(cell: str) -> str:
+    """Paths and addresses may go on in the next line."""
+    return escape(cell).replace("/", "/<wbr>")
+
+
 def _figcaption(caption: str) -> str:
     return f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
 
@@ -119,6 +145,7 @@ body { font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica N
 header { border-bottom: 1px solid var(--rule); margin-bottom: 2rem; padding-bottom: 1.25rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.015em; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.75rem 0 0.75rem; overflow-wrap: anywhere; }
+h3 { font-size: 1.02rem; line-height: 1.4; margin: 1.75rem 0 0.5rem; overflow-wrap: anywhere; }
 .subtitle { color: var(--muted); margin: 0.5rem 0 0; }
 p { margin: 0 0 1rem; overflow-wrap: anywhere; }
 a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: 2px; }
@@ -141,15 +168,21 @@ th:last-child, td:last-child { padding-right: 0; }
 td { vertical-align: top; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 0 0 1.75rem; }
-figcaption { margin-top: 0.4rem; }
+figcaption { margin-top: 0.4rem; overflow-wrap: anywhere; }
 svg { display: block; overflow: visible; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.25rem; }
+details { border-bottom: 1px solid var(--rule); padding: 0.5rem 0; }
+details[open] { padding-bottom: 0.75rem; }
+summary { cursor: pointer; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+details[open] > summary { font-weight: 600; margin-bottom: 0.75rem; }
 pre { background: var(--card); border-radius: 8px; margin: 0; padding: 0.9rem 1.1rem; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 0.85rem/1.55 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   nav { display: none; }
   figure, tr, .facts div { break-inside: avoid; }
-  h2 { break-after: avoid; }
+  h2, h3 { break-after: avoid; }
+  details::details-content { content-visibility: visible; height: auto; }
   pre, .facts div { border: 1px solid var(--rule); background: none; }
 }
 """

@@ -37,6 +37,11 @@ def number(value: object, digits: int = 4) -> str:
     return str(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """1 and "document" → "1 document", 2,000 → "2,000 documents"."""
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
+
+
 def _real(value: float, digits: int) -> str:
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "−∞" if value < 0 else "∞"

@@ -20,3 +20,18 @@ def test_data_inspect_verify_and_run(world, run, tmp_path):
         json.loads((p / "manifest.json").read_text())["files"] for p in (world / "data", tmp_path / "d")
     )
     assert one == other
+
+
+def test_data_report(world, run, tmp_path):
+    said = run("data", "report", world / "data", "--out", tmp_path / "new/page.html")
+    assert (said.code, said.out) == (0, f"{tmp_path / 'new/page.html'}\n")
+    assert (tmp_path / "new/page.html").read_text().startswith("<!doctype html>")
+    for path, says in (
+        (world / "recipe.yml", "not a prepared dataset"),
+        (tmp_path / "nothing", "not a prepared dataset"),
+        (world / "run", f"stablelm report {world / 'run'}"),
+    ):
+        said = run("data", "report", path)
+        assert said.code == 2 and says in said.err and "Traceback" not in said.err
+    said = run("data", "report", world / "data", "--out", tmp_path)
+    assert said.code == 2 and str(tmp_path) in said.err and "Traceback" not in said.err

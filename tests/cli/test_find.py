@@ -26,6 +26,7 @@ def said(*arguments):
 def test_where_a_text_is(world):
     output = said(world / "data", "the river", "--source", "tales", "--limit", 2)
     assert output.count(f"{world / 'data' / 'tales' / 'train'}, document ") == 2
+    assert output.count("\n  in train.bin, document ") == 2
     assert ".txt" in output
     assert "the river" in output
     assert "stopped after 2 documents; --limit looks further" in output

@@ -166,3 +166,14 @@ def test_the_fingerprint_is_of_the_content_not_the_place(dataset, tmp_path):
     assert Dataset(tmp_path / "moved").fingerprint == dataset.fingerprint, (
         "a licence does not change the tokens"
     )
+
+
+def test_describing_many_empty_files_counts_them(run, tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number:02d}.txt").touch()
+    (tmp_path / "full.txt").write_text("the cat sat")
+    said = run(web=[f"{tmp_path}/*.txt"]).describe()
+    names = ", ".join(f"{tmp_path}/0{n}.txt" for n in range(3))
+    assert f"  12 empty files, the first: {names}" in said and len("\n".join(said)) < 800
+    few = run(out="few", web=[tmp_path / "00.txt", tmp_path / "full.txt"]).describe()
+    assert f"  empty: {tmp_path}/00.txt" in few

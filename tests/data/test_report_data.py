@@ -23,7 +23,6 @@ def place(kind, value):
     ("kind", "value", "expected"),
     [
         ("count", 0, 0), ("count", 1, 1), ("count", 2, 5), ("count", 3, 7), ("count", 1024, 41),
-        ("count", -3, 0),
         ("ratio", 0, 0), ("ratio", 0.019, 0), ("ratio", 0.5, 25), ("ratio", 1, 50), ("ratio", 2, 55),
     ],
 )  # fmt: skip
@@ -55,7 +54,10 @@ def test_sums_of_parts_are_the_whole():
     ]
     assert add_histograms(parts) == whole
     assert all(sum(h["counts"].values()) == 500 for h in whole.values())
-    assert histogram(np.array([np.nan, 0.5]))["counts"] == {"25": 1}
+    assert histogram(np.array([np.nan, -1, 0.5]))["counts"] == {"25": 1}, "what was not measured is not 0"
+    assert histogram(np.array([-1, 0, 3, 900])) == {
+        "kind": "count", "counts": {"0": 1, "7": 1, "40": 1}, "sum": 903,
+    }  # fmt: skip
 
 
 def test_the_report_of_a_preparation(tmp_path, small_tokenizer, monkeypatch):

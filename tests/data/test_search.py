@@ -9,6 +9,7 @@ import pytest
 from stablelm.config import InputError
 from stablelm.data import search
 from stablelm.data.search import find
+from stablelm.data.token_files import TokenFile
 from stablelm.tokenizer import Tokenizer
 
 WORDS = [
@@ -128,3 +129,15 @@ def test_a_tokenizer_without_bytes_is_decoded(dataset, monkeypatch):
     for text in ("the cat", "naïve", "🙃🙂", "absent"):
         found = find(dataset, text)
         assert [(f.source, f.side, f.document, f.times, f.character) for f in found] == brute(dataset, text)
+
+
+def test_the_shard_of_what_was_found(run, json_lines, tmp_path):
+    json_lines(tmp_path / "x.jsonl", *({"text": f"the cat number {n} sat"} for n in range(60)))
+    made = run(recipe={"shard_tokens": 100, "held_out": 0.3}, web=[tmp_path / "x.jsonl"])
+    found = find(made, "the cat number")
+    assert len(found) == 60 and len({each.shard for each in found}) > 5
+    for each in found:
+        assert Path(each.shard).parent == made.path / "web" and Path(each.shard).name.startswith(each.side)
+        whole = made.train("web") if each.side == "train" else made.held_out("web")
+        there = TokenFile(each.shard.removesuffix(".bin")).document(each.place)
+        assert there.tolist() == whole.document(each.document).tolist()

@@ -1,9 +1,10 @@
 """`kill -9` of a preparation at moments nobody chose, then resumed: the bytes of a run that nobody disturbed.
 
-The driver is killed ten times on the local pool and three times on Ray (ten times in tests/oracle), whose
-cluster goes on without it, so what it had handed out may still be running when the next one begins; and
-workers are killed while the driver goes on. Each run says which tasks it did; a moment is a number of tasks
-and a delay after them."""
+The recipe has every step: filters, equal and nearly equal documents and repeated lines across two sources,
+evaluation sets. The driver is killed ten times on the local pool and three times on Ray (ten times in
+tests/oracle), whose cluster goes on without it, so what it had handed out may still be running when the next
+one begins; and workers are killed while the driver goes on. Each run says which tasks it did; a moment is a
+number of tasks and a delay after them, drawn so that the kills are spread over all stages."""
 
 import hashlib
 import json
@@ -22,6 +23,8 @@ from stablelm.data import Dataset
 from stablelm.tokenizer import train_tokenizer
 
 WORDS = ["stone", "river", "light", "over", "under", "small", "the", "a", "runs", "sleeps"]
+MENU = "home, about the river, about the stone, contact\n"
+ITEM = "which stone sleeps under the small river while the light runs over a small stone"
 RUN = """
 import sys
 from stablelm.config.recipe import load_recipe
@@ -49,17 +52,23 @@ if __name__ == "__main__":
 def world(tmp_path_factory):
     """`world(out)` writes a recipe for the same sources; `world.whole` is what one process makes of it."""
     root = tmp_path_factory.mktemp("kill")
-    draw = random.Random(1)
+    draw, texts = random.Random(1), []
     for name in ("web", "books"):
         (root / name).mkdir()
         for number in range(3):
-            lines = [
-                json.dumps(
-                    {"id": f"{number}#{row}", "text": " ".join(draw.choices(WORDS, k=draw.randint(5, 150)))}
-                )
-                for row in range(150)
-            ]
-            (root / name / f"{number}.jsonl").write_text("\n".join(lines))
+            for row in range(60):
+                text = " ".join(draw.choices(WORDS, k=draw.randint(5, 150)))
+                if name == "books" and row % 3:  # equal to a page but for case, or for a word
+                    text = draw.choice(texts)
+                    text = text.upper() if row % 3 == 1 else text.replace(" river ", " water ", 1)
+                else:
+                    texts.append(text)
+                text = f"{MENU if row % 10 == 5 else ''}{text}{f' {ITEM} ' if row % 20 == 0 else ''}"
+                text += f" {row}@river.org" if row % 7 == 0 else ""
+                with open(root / name / f"{number}.jsonl", "a") as file:
+                    file.write(json.dumps({"id": f"{number}#{row}", "text": text}) + "\n")
+    (root / "test.jsonl").write_text(json.dumps({"question": ITEM}) + "\n")
+    (root / "words.txt").write_text("sleeps sleeps sleeps\n")
     train_tokenizer([" ".join(WORDS)] * 20, 290, root / "tokenizer")
     (root / "run.py").write_text(RUN)
 
@@ -67,7 +76,13 @@ def world(tmp_path_factory):
         values = {
             "out": str(root / out), "tokenizer": str(root / "tokenizer"), "held_out": 0.3,
             "shard_tokens": 8000,
-            "sources": [{"name": name, "paths": [str(root / name)]} for name in ("web", "books")],
+            "sources": [
+                {"name": name, "paths": [str(root / name)],
+                 "filters": {"pii": True, "word_blocklist": {"words": [str(root / "words.txt")]}}}
+                for name in ("web", "books")
+            ],
+            "deduplication": {"precedence": ["books"], "lines": {"max_documents": 4}},
+            "decontamination": {"sets": {"river": {"path": str(root / "test.jsonl")}}},
         }  # fmt: skip
         (root / f"{out}.yml").write_text(yaml.safe_dump(values))
         return root / f"{out}.yml"
@@ -80,6 +95,14 @@ def whole(world):
     """What one process makes when nobody disturbs it: its files, and how many tasks it did."""
     recipe = world("whole")
     said = subprocess.run(command(recipe, 1), check=True, capture_output=True, text=True).stdout
+    manifest = json.loads((recipe.with_suffix("") / "manifest.json").read_text())
+    reasons = {reason for about in manifest["sources"].values() for reason in about["dropped"]}
+    assert {"exact duplicate", "near duplicate", "decontamination: river"} < reasons, reasons
+    assert any(reason.startswith("word_blocklist") or "word" in reason for reason in reasons), reasons
+    report = json.loads((recipe.with_suffix("") / "report.json").read_text())
+    between = [(pair["kept"], pair["dropped"]) for pair in report["repetitions"]["near"]["between"]]
+    assert ("books", "web") in between, "across sources"
+    assert report["repetitions"]["lines"]["common"]
     return files(recipe), said.count("did ")
 
 
@@ -148,10 +171,10 @@ def killed_and_resumed(recipe, whole, times, *address):
     expected, all_tasks = whole
     moment, told = random.Random(times), []
     for _ in range(times):
-        # Few tasks and, now and then, none: a run that is killed while it starts, or looks at what is done.
-        told.append(
-            killed_at(start(recipe, *address), moment.choice([0, 1, 2, 3, 5, 8]), moment.random() * 0.1)
-        )
+        # Now and then none: a run that is killed while it starts, or looks at what is done.
+        most = min(2 * all_tasks // (times + 3), all_tasks - sum(told) - 20)
+        tasks = moment.choice([0, 1, moment.randint(1, most), moment.randint(1, most), most])
+        told.append(killed_at(start(recipe, *address), tasks, moment.random() * 0.1))
         assert not recipe.with_suffix("").exists(), "nothing half done looks complete"
         assert told[-1] is not None, "the run ended before it was killed: it needs more tasks"
     last = resumed_to_the_end(recipe, *address)

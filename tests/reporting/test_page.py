@@ -13,7 +13,7 @@ EVIL = "</pre></title><script>alert(1)</script><img src=x onerror=alert(1)> \" '
 class Reader(HTMLParser):
     """Collects tags, attributes and text, and checks that what opens also closes."""
 
-    VOID = ("meta", "line", "path", "circle", "rect", "br")
+    VOID = ("meta", "br", "wbr")
 
     def __init__(self, text: str):
         super().__init__()
@@ -161,3 +161,22 @@ def test_writing_is_atomic_and_utf8(tmp_path):
     page.write(path)
     assert path.read_text("utf-8") == page.html()
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_folds_and_small_charts():
+    page = Page("T")
+    chart = line_chart([Series("a", [1, 2], [1, 2])], title=EVIL, x_label="x", y_label="y")
+    with page.fold(EVIL):
+        page.subheading(EVIL)
+        page.charts([chart, chart], EVIL)
+    reader = Reader(page.html())
+    assert reader.open == [] and reader.tags.count("details") == 1 and reader.tags.count("svg") == 2
+    assert "script" not in reader.tags and not [n for _, n, _ in reader.attributes if n.startswith("on")]
+    with pytest.raises(ValueError, match="a chart is an <svg> element"):
+        page.charts(["<script>"])
+
+
+def test_a_long_path_may_go_on_in_the_next_line():
+    page = Page("T")
+    page.table(["file"], [["a/<b>/c"]])
+    assert "<td>a/<wbr>&lt;b&gt;/<wbr>c</td>" in page.html()

@@ -13,6 +13,7 @@ are counted together. Costs about 15 ns a byte for each pass.
 Rejected: suffix arrays (find repeats that are no lines, for 10 times the memory), a Bloom filter (cannot tell
 the first document)."""
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from stablelm.data.deduplication.spill import Folders, UInt64, gather_bucket, re
 from stablelm.data.texts import Texts
 from stablelm.storage import keyed_uint64
 
-SUFFIX = ".lines"
+SUFFIX, MOST_COMMON = ".lines", 10
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,28 @@ def spill_lines(
     return path
 
 
-def bucket_lines(folder: Folders, bucket: int, settings: LineDeduplication) -> UInt64:
+def bucket_lines(
+    folder: Folders, bucket: int, settings: LineDeduplication
+) -> tuple[UInt64, NDArray[np.int64]]:
     """uint64 [k, 2], ascending: the lines of one bucket that more than `max_documents` documents have, and
-    the lowest number of these documents."""
+    the lowest number of these documents; and how many have each, [k]."""
     records = gather_bucket(folder, SUFFIX, bucket, 2)  # by line, then document
     new = np.ones(len(records), bool)
     new[1:] = records[1:, 0] != records[:-1, 0]
     starts = np.flatnonzero(new)
     counts = np.diff(starts, append=len(records))
-    repeated: UInt64 = records[starts[counts > settings.max_documents]]
-    return repeated
+    many = counts > settings.max_documents
+    return records[starts[many]], counts[many]
+
+
+def most_common(repeated: UInt64, documents: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(documents, line) of the `MOST_COMMON` lines that most documents have; for a report."""
+    return merge_common(zip(documents.tolist(), repeated[:, 0].tolist(), strict=True))
+
+
+def merge_common(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those of some lists of such pairs; no line may be in two."""
+    return heapq.nsmallest(MOST_COMMON, pairs, key=lambda pair: (-pair[0], pair[1]))
 
 
 def write_repeated(path: str | Path, repeated: UInt64) -> None:

@@ -19,9 +19,10 @@ from stablelm.data.arrays import take
 from stablelm.data.decontamination import Index
 from stablelm.data.edits import Edits
 from stablelm.data.execution import Stage, Task, Work
+from stablelm.data.report_data import shown
 from stablelm.data.shards import Shard
 from stablelm.data.stages.deduplicating import as_edits
-from stablelm.data.stages.reading import Read, shards_of
+from stablelm.data.stages.reading import Read, file_names, shards_of
 from stablelm.data.stages.verdicts import read_verdict, standing, write_edits, write_verdict
 from stablelm.storage import read_json, sha256_file
 
@@ -80,7 +81,7 @@ class Decontaminate:
     index: IndexSets
     before: tuple[Stage, ...]
     name: str = "decontaminate"
-    version: int = 1
+    version: int = 2
     by_content: bool = True
 
     def tasks(self, work: Work) -> list[Task]:
@@ -93,7 +94,7 @@ class Decontaminate:
             about, output = verdicts.get(shard.name, ({}, ""))
             arguments = {
                 "shard": shard.path, "first": first, "index": f"{self.index.name}/{index.name}/index",
-                "action": settings.action, "margin": settings.margin, **about,
+                "action": settings.action, "margin": settings.margin, "source": shard.source, **about,
             }  # fmt: skip
             made.append(
                 Task(shard.name, arguments, (shard.read.output, output, mark.output), shard.text_bytes)
@@ -113,7 +114,9 @@ class Decontaminate:
         found = decontamination.report(index, texts, numbers, matches)
         for each in found["sets"].values():
             for example in each["examples"]:
-                example["id"] = shard.ids[int(example["document"]) - about["first"]]
+                row = int(example["document"]) - about["first"]
+                where = shown(shard, row, file_names(work, about["shard"]), length=0)
+                example |= {"source": about["source"], "id": where["id"], "place": where["place"]}
         edits = Edits.none()
         if about["action"] == "drop":
             gone = matches.documents

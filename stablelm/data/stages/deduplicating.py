@@ -11,7 +11,7 @@ Documents are numbered by their source's place in the order of precedence, then 
 earlier step dropped takes no part. Everything is found in the texts as they were read. Memory is a shard or a
 bucket; only documents that have a partner, and repeated lines, are held all together."""
 
-import functools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,13 @@ from stablelm.config.recipe import DataRecipe
 from stablelm.data.arrays import read_arrays, take, write_arrays
 from stablelm.data.deduplication import exact, lines, near
 from stablelm.data.deduplication.bands import bands_of
-from stablelm.data.deduplication.components import components, dropped, write_clusters, write_edges
+from stablelm.data.deduplication.components import components, dropped, write_edges
 from stablelm.data.deduplication.spill import bucket_count
 from stablelm.data.edits import Edits
 from stablelm.data.execution import Stage, Task, Work
+from stablelm.data.report_data import head, shown
 from stablelm.data.shards import Shard
-from stablelm.data.stages.reading import Read, ShardTask, shards_of
+from stablelm.data.stages.reading import Read, ShardTask, file_names, shards_of
 from stablelm.data.stages.verdicts import read_verdict, standing, write_edits, write_verdict
 from stablelm.storage import read_json, write_json
 
@@ -38,6 +39,7 @@ REASONS = {
     "exact": "exact duplicate", "near": "near duplicate", "lines": "repeated lines: too little left",
 }  # fmt: skip
 _LINE_BYTES = 64  # of text for each line or paragraph that is long enough, about
+COMMON, HEAD = "common.json", 300  # the lines that a report shows, and their characters
 
 
 def numbered(recipe: DataRecipe, read: Read, work: Work) -> Iterator[tuple[ShardTask, int]]:
@@ -144,7 +146,7 @@ class Find:
     """Buckets → pairs, or repeated lines."""
 
     listed: List
-    version: int = 1
+    version: int = 2
     by_content: bool = True
 
     @property
@@ -174,7 +176,9 @@ class Find:
         elif spill.step == "near":
             write_edges(out / "found", near.bucket_edges(folders, bucket, spill.settings))
         else:
-            lines.write_repeated(out / "found", lines.bucket_lines(folders, bucket, spill.settings))
+            repeated, documents = lines.bucket_lines(folders, bucket, spill.settings)
+            lines.write_repeated(out / "found", repeated)
+            write_json(out / COMMON, lines.most_common(repeated, documents))
         return {}
 
 
@@ -251,7 +255,7 @@ class Cut:
     spill: Spill
     find: Find
     name: str = "lines"
-    version: int = 1
+    version: int = 2
     by_content: bool = True
 
     def tasks(self, work: Work) -> list[Task]:
@@ -278,7 +282,40 @@ class Cut:
         reasons[rows[cuts.dropped]] = REASONS["lines"]
         edits = as_edits(cuts, rows)
         write_edits(out, edits)
-        return {"reasons": write_verdict(out, reasons), "edits": len(edits)}
+        common = self.common(work, about["found"])
+        seen: dict[str, dict[str, Any]] = {}
+        files = file_names(work, about["shard"]) if common else ()
+        wanted = np.array([line for _, line in common], np.uint64)
+        for at in np.flatnonzero(np.isin(known.numbers, wanted)).tolist():
+            row, line = int(known.rows[at]), f"{int(known.numbers[at]):016x}"
+            if line not in seen:
+                text = texts.raw(row)[int(known.starts[at]) : int(known.ends[at])]
+                place = shown(shard, int(rows[row]), files, length=0)["place"]
+                seen[line] = {"text": head(text, HEAD), "bytes": len(text), "place": place}
+        write_json(out / COMMON, seen)
+        gone = np.isin(cuts.rows, np.flatnonzero(~cuts.dropped))
+        sizes = {"cuts": int(gone.sum()), "bytes": int((cuts.ends - cuts.starts)[gone].sum())}
+        return {"reasons": write_verdict(out, reasons), "edits": len(edits), **sizes}
+
+    def common(self, work: Path, found: list[str]) -> list[tuple[int, int]]:
+        """(documents, line) of the lines that most documents have, of all buckets."""
+        parts = (read_json(work / path.removesuffix("found") / COMMON) for path in found)
+        return lines.merge_common(tuple(pair) for part in parts for pair in part)
+
+    def report(self, work: Work) -> dict[str, Any]:
+        """For each source what was cut (documents that are dropped apart), and the most common lines."""
+        cut: dict[str, Counter[str]] = {}
+        seen: dict[str, dict[str, Any]] = {}
+        sources = {shard.name: shard.source for shard in shards_of(self.spill.read, work)}
+        found: list[str] = []
+        for task, mark in work.marks(self):
+            found = task.arguments["found"]
+            counts = {"cuts": mark.result["cuts"], "bytes": mark.result["bytes"]}
+            cut.setdefault(sources[task.name], Counter()).update(counts)
+            for line, about in read_json(work.path / self.name / task.name / COMMON).items():
+                seen.setdefault(line, about)
+        common = [{"documents": n, **seen[f"{line:016x}"]} for n, line in self.common(work.path, found)]
+        return {"sources": {name: dict(counts) for name, counts in cut.items()}, "common": common}
 
 
 def as_edits(cuts: lines.Removals, rows: NDArray[np.int64]) -> Edits:
@@ -320,26 +357,3 @@ def steps(recipe: DataRecipe, read: Read, before: tuple[Stage, ...]) -> Steps:
         stages.append(judge)
         before = (*before, judge)
     return Steps(tuple(stages), before, editor, tuple(clusters))
-
-
-def export_clusters(found: Clusters, work: Work, path: Path) -> dict[str, int]:
-    """Writes the clusters of a step as JSON lines, with each document's source and id; returns counts."""
-    spill = found.find.listed.spill
-    table = list(numbered(spill.recipe, spill.read, work))
-    firsts = np.array([first for _, first in table], np.uint64)
-
-    @functools.lru_cache(maxsize=64)
-    def opened(place: int) -> Shard:
-        return table[place][0].open(work.path)
-
-    def describe(number: int) -> dict[str, Any]:
-        place = int(np.searchsorted(firsts, np.uint64(number), side="right")) - 1
-        while number - table[place][1] >= table[place][0].documents:  # shards without documents
-            place -= 1
-        shard, first = table[place]
-        return {"source": shard.source, "id": opened(place).ids[number - first]}
-
-    [(task, mark)] = work.marks(found)
-    stored = read_arrays(work.path / found.name / task.name / "clusters.arrays")
-    write_clusters(path, stored["members"], stored["representatives"], describe)
-    return {key: int(value) for key, value in mark.result.items()}

@@ -20,6 +20,7 @@ from stablelm.data.shards import SHARD_BYTES, Shard, ShardWriter
 from stablelm.storage import read_json, write_json
 
 PIECE_BYTES = 64 << 20
+ACCOUNT = "account.json"
 _SIZES = ((64 << 20, 1 << 20), (1 << 30, 4 << 20), (16 << 30, 16 << 20))
 _READING = {
     "name", "format", "subset", "split", "revision", "text_key", "id_key", "url_key", "label_key",
@@ -90,7 +91,7 @@ class Read:
         return made
 
     def run(self, work: Path, task: Task, out: Path) -> dict[str, Any]:
-        """Reads a piece; writes its shards, and the account of its files as account.json."""
+        """Reads a piece; writes its shards, and the account of its files."""
         source = SourceConfig(**task.arguments["source"], paths=["-"])
         account = SourceAccount()
         writer = ShardWriter(out, task.arguments["shard_bytes"])
@@ -100,7 +101,7 @@ class Read:
         for document in documents:
             writer.add(document, len(account.files) - 1)
         writer.close()
-        (out / "account.json").write_text(json.dumps(account.as_dict()), encoding="utf-8")
+        (out / ACCOUNT).write_text(json.dumps(account.as_dict()), encoding="utf-8")
         return {"shards": writer.shards}
 
 
@@ -137,8 +138,14 @@ def shards_of(read: Read, work: Work) -> Iterator[ShardTask]:
             )
 
 
+def file_names(work: Path, shard: str) -> tuple[str, ...]:
+    """The input files of a document shard (its path below the work directory), as the user named them; a
+    document's `files` counts in them."""
+    return tuple(file["path"] for file in read_json((work / shard).parent / ACCOUNT)["inputs"])
+
+
 def accounts_of(read: Read, work: Work) -> Iterator[tuple[str, str, SourceAccount]]:
     """Of each piece: its task's name, its source, and the account of its files."""
     for task, _ in work.marks(read):
-        values = read_json(work.path / read.name / task.name / "account.json")
+        values = read_json(work.path / read.name / task.name / ACCOUNT)
         yield task.name, task.arguments["source"]["name"], SourceAccount.from_dict(values)

@@ -25,7 +25,7 @@ from stablelm.data.execution import Stage, Task, Work
 from stablelm.data.manifest import SIDES
 from stablelm.data.report_data import examples
 from stablelm.data.shards import Shard, batches
-from stablelm.data.stages.reading import Read, shards_of
+from stablelm.data.stages.reading import Read, file_names, shards_of
 from stablelm.data.stages.verdicts import changed_by, read_edits, read_verdict, standing
 from stablelm.data.token_files import token_dtype
 from stablelm.data.tokenization import BATCH_BYTES, BATCH_DOCUMENTS, encode
@@ -63,7 +63,7 @@ class Tokenize:
     editors: tuple[Stage, ...]
     """Those that change texts."""
     name: str = "tokenize"
-    version: int = 2
+    version: int = 3
     by_content: bool = False
 
     def tasks(self, work: Work) -> list[Task]:
@@ -91,9 +91,8 @@ class Tokenize:
         rows: list[int] = []
         contents: list[int] = []
         reasons = read_verdict(work, task.arguments, len(shard)).tolist()
-        texts = shard.texts
-        if places := task.arguments["changes"]:
-            texts = merge(*(read_edits(work, place) for place in places)).apply_all(texts)
+        edits = merge(*(read_edits(work, place) for place in task.arguments["changes"]))
+        texts = edits.apply_all(shard.texts) if len(edits) else shard.texts
         for batch in batches(shard, BATCH_DOCUMENTS, BATCH_BYTES):
             kept = [row for row in batch if not reasons[row]]
             for row, ids in zip(kept, encode(tokenizer, [texts[row] for row in kept], dtype), strict=True):
@@ -114,11 +113,14 @@ class Tokenize:
             "rows": np.array(rows, np.int64), "contents": np.array(contents, np.uint64),
             "text_bytes": text_bytes,
         })  # fmt: skip
-        (out / EXAMPLES_FILE).write_text(json.dumps(examples(shard, texts, reasons)), encoding="utf-8")
+        chosen = examples(shard, texts, reasons, file_names(work, task.arguments["shard"]))
+        (out / EXAMPLES_FILE).write_text(json.dumps(chosen), encoding="utf-8")
+        written = np.bincount(edits.codes[np.isin(edits.rows, rows)], minlength=len(edits.replacements))
         changed = int((before != after).sum())
         return {
             **fates(shard, reasons),
             "changed": {"documents": changed, "before": int(before.sum()), "after": int(after.sum())},
+            "replaced": dict(zip(edits.replacements, written.tolist(), strict=True)),
         }
 
 

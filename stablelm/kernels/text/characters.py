@@ -9,8 +9,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stablelm.kernels.text.compilation import compiled, inlined
 
 UPPER, DIGIT, SPACE, ALPHA, ALNUM, BREAK = 1, 2, 4, 8, 16, 32
 ASSIGNED = 0x32400  # beyond the last letter, digit or space of Unicode 17
@@ -33,7 +34,7 @@ def character_kinds() -> NDArray[np.uint8]:
     return table
 
 
-@njit(cache=True, inline="always")
+@inlined
 def kinds_at(data: Any, place: int, kinds: Any) -> tuple[int, int]:
     """Flags of the character at `place` and how many bytes it has."""
     byte = data[place]
@@ -52,7 +53,7 @@ def kinds_at(data: Any, place: int, kinds: Any) -> tuple[int, int]:
     return (kinds[code] if code < len(kinds) else 0), 4
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_lines(data: Any, ends: Any) -> int:
     """Lines of all documents, where LF alone separates."""
     lines, place = 0, 0
@@ -64,7 +65,7 @@ def count_lines(data: Any, ends: Any) -> int:
     return lines
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def measure_lines(data: Any, ends: Any, kinds: Any, lines: Any) -> None:
     """Fill `lines` [n, 10]: document, start, end (without its LF), and of the line without white space
     around it the start, end, words, characters, upper-case letters, digits, characters that are not white
@@ -102,7 +103,7 @@ def measure_lines(data: Any, ends: Any, kinds: Any, lines: Any) -> None:
             place += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def measure_files(data: Any, ends: Any, kinds: Any, files: Any) -> None:
     """Fill `files` [n, 6]: lines as `str.splitlines` gives them, longest line, characters in lines, letters
     and digits, letters, and the characters of all; lengths in characters."""

@@ -15,8 +15,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stablelm.kernels.text.compilation import compiled, inlined
 
 SEPARATOR, SPACE, WORD, ALONE, MARK = range(5)
 """Kinds: ALONE is a character of a script written without spaces, a word by itself; MARK belongs to the
@@ -93,7 +94,7 @@ def folding() -> Folding:
     return tables
 
 
-@njit(cache=True, inline="always")
+@inlined
 def decode(data: Any, place: int, end: int) -> tuple[Any, int]:
     """Code point at `place` and its bytes; bytes that are no UTF-8 count as one character each."""
     byte = np.int64(data[place])
@@ -114,7 +115,7 @@ def decode(data: Any, place: int, end: int) -> tuple[Any, int]:
     return np.int64(0xFFFD), 1
 
 
-@njit(cache=True, inline="always")
+@inlined
 def spelling(code: Any, folded: Any, more: Any) -> tuple[Any, Any]:
     """What a code point becomes: how many, and the one itself or where in `more` they begin."""
     if code >= BEYOND:
@@ -125,7 +126,7 @@ def spelling(code: Any, folded: Any, more: Any) -> tuple[Any, Any]:
     return np.int64(more[-1 - value]), -value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fold(
     data: Any, place: int, end: int, folded: Any, kinds: Any, more: Any, state: Any, out: Any
 ) -> tuple[int, int]:

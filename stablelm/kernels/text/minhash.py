@@ -12,13 +12,11 @@ different documents share a value once in 2³², which adds about 2⁻³² × n-
 0.5 ns a hash and n-gram. Rejected: one permutation with rotation (its empty bins need filling, short
 documents lose), a 64-bit signature (twice the disk for nothing that the estimate would show)."""
 
-# Compiled with ngrams.py e9b7dfe9dc53: Numba's cache sees this file alone (tests/kernels/test_ngrams.py).
-
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from stablelm.kernels.text.compilation import compiled
 from stablelm.kernels.text.ngrams import MARGIN, SEED, finish, join, next_words
 
 EMPTY = np.uint32(0xFFFFFFFF)
@@ -27,7 +25,7 @@ _WORDS = 1024
 _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sign(data: Any, ends: Any, n: int, functions: Any, folded: Any, kinds: Any, more: Any, out: Any) -> None:
     """Fills `out` uint32 [documents, k]; `functions` uint64 [3, k] are a₀, a₁, b."""
     words = np.empty(n + _WORDS, np.uint64)  # the last n − 1 of the piece before, then a piece
@@ -69,7 +67,7 @@ def sign(data: Any, ends: Any, n: int, functions: Any, folded: Any, kinds: Any, 
             out[document, k] = least[k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def lower(grams: Any, functions: Any, least: Any) -> None:
     """least [k] ← the smaller of itself and every hash of `grams`."""
     for gram in grams:
@@ -79,7 +77,7 @@ def lower(grams: Any, functions: Any, least: Any) -> None:
             least[k] = min(least[k], value)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def band_numbers(signatures: Any, rows: int, salt: Any, out: Any) -> None:
     """Fills `out` uint64 [documents, bands]: a number for the values of each band, salted by the band."""
     for document in range(len(signatures)):
@@ -90,7 +88,7 @@ def band_numbers(signatures: Any, rows: int, salt: Any, out: Any) -> None:
             out[document, band] = finish(value)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def link(
     groups: Any, numbers: Any, signatures: Any, wanted: int, first: int,
     active: Any, active_numbers: Any, state: Any, edges: Any,
@@ -123,7 +121,7 @@ def link(
     return made, len(groups)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def unite(parents: Any, pairs: Any) -> None:
     """Unites the sets of each pair of places in `parents`; the root of a set is its lowest place."""
     for pair in range(len(pairs)):
@@ -140,7 +138,7 @@ def unite(parents: Any, pairs: Any) -> None:
             parents[a] = b
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def find_roots(parents: Any) -> None:
     """Makes every place point at its root; a parent is never above its child."""
     for place in range(len(parents)):

@@ -8,13 +8,11 @@ same way, in order. Words come in pieces of a buffer's size, so a document of an
 memory. Costs about 5 ns a byte. Rejected: strings (100 times slower), FNV (its low bits depend only on low
 bits)."""
 
-# Compiled with folding.py 7e0643c2ec6f: Numba's cache sees this file alone (tests/kernels/test_ngrams.py).
-
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from stablelm.kernels.text.compilation import compiled, inlined
 from stablelm.kernels.text.folding import ALONE, BEYOND, MARK, SPACE, WORD, decode, spelling
 
 SEED = np.uint64(0x243F6A8885A308D3)  # digits of π
@@ -27,21 +25,21 @@ MARGIN = 20
 """Words that one character may end, at most; a buffer of words must be larger."""
 
 
-@njit(cache=True, inline="always")
+@inlined
 def step(value: Any, code: Any) -> Any:
     """`value` with one more code point."""
     value = (value ^ np.uint64(code)) * _LETTER
     return value ^ (value >> _32)
 
 
-@njit(cache=True, inline="always")
+@inlined
 def join(value: Any, word: Any) -> Any:
     """`value` with one more word."""
     value = (value ^ word) * _JOIN
     return value ^ (value >> _32)
 
 
-@njit(cache=True, inline="always")
+@inlined
 def finish(value: Any) -> Any:
     """Every bit of the result depends on every bit of `value`; a bijection."""
     value = (value ^ (value >> _30)) * _A
@@ -49,7 +47,7 @@ def finish(value: Any) -> Any:
     return value ^ (value >> _31)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def next_words(
     data: Any, place: Any, end: Any, folded: Any, kinds: Any, more: Any, state: Any,
     numbers: Any, starts: Any, stops: Any,
@@ -105,7 +103,7 @@ def next_words(
     return count, place
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def ngrams(words: Any, n: int, out: Any) -> int:
     """The number of every run of n words, in order, in `out`; how many there are."""
     count = max(0, len(words) - n + 1)
@@ -117,7 +115,7 @@ def ngrams(words: Any, n: int, out: Any) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def look_up(words: Any, lengths: Any, known: Any, sieve: Any, shift: int, out: Any) -> int:
     """Fills out [k, 3] with (first word, words, place in `known`) for the runs of words, of one of `lengths`,
     whose number is in the sorted `known`; returns how many there are, also when `out` is too small.
@@ -150,7 +148,7 @@ def look_up(words: Any, lengths: Any, known: Any, sieve: Any, shift: int, out: A
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def segments(
     data: Any, ends: Any, paragraphs: bool, folded: Any, kinds: Any, more: Any,
     rows: Any, spans: Any, numbers: Any, lengths: Any,

@@ -8,8 +8,9 @@ Rejected: one regular expression per kind (each reads the text again, at 5–20 
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stablelm.kernels.text.compilation import compiled, inlined
 
 NOTHING, EMAIL, IPV4, IPV6, INTERNATIONAL, AMERICAN, PREFIXED, ASSIGNED = range(8)
 # What a key begins with; a byte before it that could belong to the key rules it out.
@@ -89,7 +90,7 @@ def find_triggers(data: Any, ends: Any) -> NDArray[np.int64]:
         room = count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find(data: Any, ends: Any, classes: Any, prefixes: Any, found: Any) -> int:
     count, start = 0, 0
     for document in range(len(ends)):
@@ -123,14 +124,14 @@ def _find(data: Any, ends: Any, classes: Any, prefixes: Any, found: Any) -> int:
     return count
 
 
-@njit(cache=True, inline="always")
+@inlined
 def _keep(found: Any, count: int, document: int, place: int, kind: int) -> int:
     if count < len(found):
         found[count, 0], found[count, 1], found[count, 2] = document, place, kind
     return count + 1
 
 
-@njit(cache=True)
+@compiled
 def _digits(data: Any, place: int, end: int, classes: Any) -> int:
     """How many digits stand at `place`, at most 5."""
     count = 0
@@ -139,13 +140,13 @@ def _digits(data: Any, place: int, end: int, classes: Any) -> int:
     return count
 
 
-@njit(cache=True)
+@compiled
 def _opens_number(data: Any, place: int, classes: Any) -> bool:
     at = place + 1 if data[place] == 40 else place
     return bool(classes[data[at]] & DIGIT)
 
 
-@njit(cache=True)
+@compiled
 def _domain(data: Any, place: int, end: int, classes: Any) -> bool:
     """A dot between characters of words, soon."""
     stop = min(end, place + 255)
@@ -159,7 +160,7 @@ def _domain(data: Any, place: int, end: int, classes: Any) -> bool:
     return False
 
 
-@njit(cache=True)
+@compiled
 def _number(data: Any, place: int, end: int, classes: Any) -> int:
     """Four numbers with dots, groups of hexadecimal digits with colons, or 3-3-4 digits."""
     digits = _digits(data, place, end, classes)
@@ -197,7 +198,7 @@ def _number(data: Any, place: int, end: int, classes: Any) -> int:
     return NOTHING
 
 
-@njit(cache=True)
+@compiled
 def _prefixed(data: Any, place: int, end: int, prefixes: Any) -> int:
     for row in range(len(prefixes)):
         size = prefixes[row, 0]
@@ -213,7 +214,7 @@ def _prefixed(data: Any, place: int, end: int, prefixes: Any) -> int:
     return NOTHING
 
 
-@njit(cache=True)
+@compiled
 def _value(data: Any, place: int, start: int, end: int, classes: Any) -> int:
     """Where the value of an assignment at `place` begins, if it could be a key; −1 else."""
     at = place - 1

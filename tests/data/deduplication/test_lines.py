@@ -48,7 +48,7 @@ def cleaned(folder, shards, rules, buckets=3, scopes=None):
         spill_lines(folder, name, np.array(list(documents), np.uint64), lines, buckets)
     for bucket in range(buckets):
         written.append(folder / f"{bucket}.repeated")
-        write_repeated(written[-1], bucket_lines(folder, bucket, rules))
+        write_repeated(written[-1], bucket_lines(folder, bucket, rules)[0])
     repeated = Repeated(reversed(written))
     for name, documents in shards.items():
         texts = Texts.of(list(documents.values()))
