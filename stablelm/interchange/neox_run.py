@@ -112,10 +112,10 @@ def _spelled(config: RunConfig) -> Values:
         values |= {"train-iters": config.steps, "lr-decay-iters": config.steps}
     if windows and not rest:
         values["eval-iters"] = windows
-    if config.precision == "bf16":
-        values |= {"precision": "bfloat16", "bf16": {"enabled": True}}
-    else:
+    if config.precision == "fp32":
         values["precision"] = "fp32"
+    else:  # also what has no spelling of its own
+        values |= {"precision": "bfloat16", "bf16": {"enabled": True}}
     if config.init is not None:
         values |= {"load": config.init, "finetune": True}
     if neox is not None and neox.split is not None:
