@@ -1,6 +1,7 @@
 """`stablelm train` and `stablelm report`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,9 +30,11 @@ def train(
     place = [] if out is None else [f"out={json.dumps(out)}"]
     wanted = load_run_config(config, [*(set_ or []), *place])  # a mistake is told before PyTorch is loaded
     from stablelm.training import train as run_training
+    from stablelm.training.parallel.launch import discover
 
     run = run_training(wanted, resume=resume, force_data=force_data)
-    typer.echo(f"{run}: done. Next: stablelm report {run}, or stablelm generate {run} 'Once upon a time'")
+    if discover(os.environ).rank == 0:
+        typer.echo(f"{run}: done. Next: stablelm report {run}, or stablelm generate {run} 'Once upon a time'")
 
 
 def report(

@@ -15,6 +15,7 @@ from stablelm.config.model import ModelConfig, preset
 from stablelm.config.neox import Reading, is_neox, read_neox
 from stablelm.config.neox_file import WORLD
 from stablelm.config.optimization import BatchConfig, OptimizerConfig, ScheduleConfig
+from stablelm.config.parallelism import ParallelConfig
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, section_of, validate
 
 
@@ -71,8 +72,18 @@ class RunConfig(Schema):
     """Learning-rate schedule."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps; null trains until every source has had its epochs."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of forward and backward; weights, moments and the loss are always float32."""
+    precision: Literal["bf16", "fp32", "bf16-pure"] = "bf16"
+    """Arithmetic of forward and backward; weights, moments, the reduction of gradients and the loss are
+    float32. bf16-pure keeps weights and moments in bf16 too: 6 bytes less a parameter, but small updates are
+    rounded away."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """How the run is laid out over processes, when torchrun or srun starts several."""
+    recompute: Literal["none", "selective", "full"] | int = "none"
+    """Activations that are computed again in the backward pass instead of kept: none; selective keeps the
+    matrix products and attention and repeats the cheap rest; full keeps what enters each block; a number n
+    does so in every n-th block."""
+    compile: bool | None = None
+    """Compile each block with torch.compile; null: on CUDA only (nothing is gained on a CPU)."""
     loss_chunk: int = Field(512, ge=1)
     """Tokens whose logits are alive at once in the cross-entropy."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -95,6 +106,8 @@ class RunConfig(Schema):
                 f"batch.sequence_length {self.batch.sequence_length} is longer than "
                 f"model.max_position_embeddings {self.model.max_position_embeddings}"
             )
+        if isinstance(self.recompute, int) and self.recompute < 1:
+            raise ValueError("recompute is none, selective, full, or a number of blocks from 1 on")
         return self
 
 

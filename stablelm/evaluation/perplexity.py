@@ -7,6 +7,7 @@ text, so models with different tokenizers, and compressors, can be compared."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -59,11 +60,14 @@ def perplexity(
     stride: int | None = None,
     windows: int | None = None,
     batch: int = 8,
+    part: tuple[int, int] = (0, 1),
+    total: Callable[[float], float] | None = None,
 ) -> Perplexity:
     """The model's loss on `tokens`, whose text has `text_bytes` bytes, read in windows of `window` tokens.
 
     `windows` reads only that many windows, evenly spread; the bytes then counted are the file's mean per
-    token."""
+    token. Processes may share the work: the one with `part` (i, n) reads every n-th batch, each makes as many
+    forward passes, and `total` adds their sums up."""
     stride = stride or window
     assert 0 < stride <= window
     stream = np.concatenate(
@@ -73,10 +77,11 @@ def perplexity(
     if windows is not None and windows < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, windows).round().astype(int)]
     nats, counted = 0.0, 0
-    for group in range(0, len(starts), batch):
-        inputs = np.full((len(starts[group : group + batch]), window), model.config.eos_token_id)
+    for group in range(part[0] * batch, len(starts) + part[0] * batch, batch * part[1]):
+        chosen = starts[group : group + batch]  # none where the last round has no batch left for this process
+        inputs = np.full((max(1, len(chosen)), window), model.config.eos_token_id)
         labels = np.full_like(inputs, -100)
-        for row, start in enumerate(starts[group : group + batch]):
+        for row, start in enumerate(chosen):
             piece = stream[start : start + window + 1]
             length = len(piece) - 1
             inputs[row, :length] = piece[:-1]
@@ -87,4 +92,6 @@ def perplexity(
             torch.from_numpy(inputs).to(model.device), labels=torch.from_numpy(labels).to(model.device)
         )
         nats += float(loss)
+    if total is not None:
+        nats, counted = total(nats), round(total(counted))
     return Perplexity(nats, counted, text_bytes * counted / tokens.num_tokens)

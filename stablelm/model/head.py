@@ -4,11 +4,16 @@ The loss is computed a chunk of tokens at a time, and its gradients with respect
 weight are made in the same pass: three matrix products a chunk, nothing recomputed, at most `chunk ×
 vocabulary` float32 logits alive. For 4 × 512 tokens and 8,192 words that is 16 MB instead of three copies of
 64 MB. Rejected: recomputing the logits in the backward pass (a fourth product),
-`torch.compile` (nothing gained on CPU)."""
+`torch.compile` (nothing gained on CPU).
 
+The weight may be shared out by rows of the vocabulary over a process group: each process then has the logits of
+its rows, and a chunk's maxima, normalisers and label logits are put together in two small all-reduces."""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from stablelm.model.linear import Linear
@@ -19,24 +24,39 @@ class Head(Linear):
 
     chunk: int = 512
     """Tokens whose logits are alive at once in the loss."""
+    group: Any = None
+    """Process group whose members have V/n rows of the weight each, in the order of their ranks; None: all
+    here."""
+    own: Callable[[Tensor], Tensor] | None = None
+    """With a group: takes this process's rows [V/n, h] out of the weight."""
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """hidden [..., h]; labels [...] int64, already shifted, negative = ignored."""
-        if labels is None:
-            logits: Tensor = super().forward(hidden)
-            return logits
         weight = self.weight.to(hidden.dtype)
+        if self.own is not None:
+            weight = self.own(weight)
+        if labels is None:
+            logits = torch.nn.functional.linear(hidden, weight)
+            return logits if self.group is None else _joined(logits, self.group)
         loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden.flatten(0, -2), weight, labels.flatten(), self.chunk
+            hidden.flatten(0, -2), weight, labels.flatten(), self.chunk, self.group
         )
         return loss
+
+
+def _joined(logits: Tensor, group: Any) -> Tensor:
+    """[..., V/n] of every process → [..., V]; without a gradient."""
+    parts = [torch.empty_like(logits) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, logits.detach().contiguous(), group=group)
+    return torch.cat(parts, dim=-1)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over tokens of −log softmax(h Wᵀ)[label]."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, group: Any) -> Tensor:
+        first = 0 if group is None else dist.get_rank(group) * weight.shape[0]  # of the rows held here
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
@@ -49,24 +69,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             h, y = hidden[start : start + chunk], labels[start : start + chunk]
             z, z_rough = logits[: len(h)], rough[: len(h)]  # [chunk, V]
-            counted, target = y >= 0, y.clamp(min=0).unsqueeze(1)
+            counted, target = y >= 0, (y - first).clamp(0, weight.shape[0] - 1).unsqueeze(1)
+            here = counted if group is None else counted & (y >= first) & (y < first + weight.shape[0])
             torch.mm(h, weight.T, out=z_rough)
             if z is not z_rough:
                 z.copy_(z_rough)
-            z -= z.amax(dim=-1, keepdim=True)
+            largest = z.amax(dim=-1, keepdim=True)
+            if group is not None:
+                dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+            z -= largest
             label_logit = z.gather(1, target).squeeze(1)
             normalizer = z.exp_().sum(dim=-1)  # z is now the softmax's numerator
+            if group is not None:
+                both = torch.stack([normalizer, label_logit * here])
+                dist.all_reduce(both, group=group)
+                normalizer, label_logit = both
             total += ((normalizer.log() - label_logit) * counted).sum()
             if not (wants_hidden or wants_weight):
                 continue
             z *= (counted / normalizer).unsqueeze(1)
-            z.scatter_add_(1, target, -counted.to(exact).unsqueeze(1))  # softmax − one-hot; 0 where ignored
+            z.scatter_add_(1, target, -here.to(exact).unsqueeze(1))  # softmax − one-hot; 0 where ignored
             if z is not z_rough:
                 z_rough.copy_(z)
             if d_hidden is not None:
                 torch.mm(z_rough, weight, out=d_hidden[start : start + chunk])
             if d_weight is not None:
                 d_weight += z_rough.T @ h
+        if group is not None and d_hidden is not None:
+            dist.all_reduce(d_hidden, group=group)
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 
@@ -78,6 +108,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
             None if d_weight is None else d_weight * scale,
+            None,
             None,
             None,
         )

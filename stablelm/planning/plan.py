@@ -30,7 +30,7 @@ class Plan:
     tokens: int
     """Tokens that will be trained on: samples × sequence length."""
     micro_batches: int
-    """Forward and backward passes in one full step."""
+    """Forward and backward passes that a process makes in one full step."""
     last_step_samples: int
     """Windows in the last step; smaller than the others when the epochs do not fill it."""
     flops_per_token: int
@@ -58,10 +58,14 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig, samples: int, sources: Mapping[str, dict[str, Any]], skipped: int = 0
+    config: RunConfig,
+    samples: int,
+    sources: Mapping[str, dict[str, Any]],
+    skipped: int = 0,
+    data_parallel: int = 1,
 ) -> Plan:
-    """The plan of a run over a mixture of `samples` windows, `skipped` more being left out by data.skip;
-    refuses more steps than the mixture has."""
+    """The plan of a run over a mixture of `samples` windows, `skipped` more being left out by data.skip, when
+    `data_parallel` processes share a step's samples; refuses more steps than the mixture has."""
     batch = config.batch
     full = math.ceil((samples + skipped) / batch.sequences)
     planned = full if config.steps is None else config.steps
@@ -81,7 +85,7 @@ def make_plan(
         warmup_steps=round(config.schedule.warmup * planned),
         samples=used,
         tokens=used * batch.sequence_length,
-        micro_batches=math.ceil(batch.sequences / batch.micro_sequences),
+        micro_batches=math.ceil(math.ceil(batch.sequences / data_parallel) / batch.micro_sequences),
         last_step_samples=used - (steps - 1) * batch.sequences,
         flops_per_token=flops_per_token(config.model, batch.sequence_length),
         checkpoint_bytes=12 * config.model.num_parameters,

@@ -92,3 +92,19 @@ class LiveConsole:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class SilentConsole:
+    """Says nothing: what all processes but the first report to."""
+
+    def start(self, steps: int, done: int) -> None:
+        """Nothing."""
+
+    def step(self, record: dict[str, Any], eta_seconds: float, line: bool) -> None:
+        """Nothing."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+    def stop(self) -> None:
+        """Nothing."""

@@ -19,7 +19,10 @@ from stablelm.interchange.native import checkpoint_before
 from stablelm.planning import Plan
 
 # These change what is printed, where, or in which pieces a step is computed, not which steps are made.
-_FREE = ("out", "device", "checkpoint", "evaluation", "logging", "loss_chunk", "card")
+_FREE = (
+    "out", "device", "checkpoint", "evaluation", "logging", "loss_chunk", "card", "parallel", "recompute",
+    "compile",
+)  # fmt: skip
 _FUTURE = ("epochs", "phases", "skip", "windows", "document_boundaries")  # of `data`: judged by what was read
 
 

@@ -1,4 +1,4 @@
-"""The training loop on one process: batches in order, AdamW, checkpoints, held-out loss, exact resume.
+"""The training loop, on one process or many: batches in order, AdamW, checkpoints, held-out loss, exact resume.
 
 The state of a run is its weights, its moments and one number, the completed steps: the order of the samples
 and the learning rate are pure functions of it. A run that was killed and resumed therefore repeats the
@@ -17,24 +17,26 @@ from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
 from stablelm.data.run_data import open_data
 from stablelm.evaluation import perplexity
-from stablelm.interchange import open_path
-from stablelm.interchange.hub import resolve
 from stablelm.interchange.native import finished_checkpoints
-from stablelm.interchange.provenance import Ancestor, ancestors_of
-from stablelm.model import StableLM
 from stablelm.planning import Plan, hardware, make_plan, matmul_peak, resolve_device
 from stablelm.storage import directory_lock, require_space, write_json, write_text
 from stablelm.training.agreement import Ranks
+from stablelm.training.batches import Batches, Span
+from stablelm.training.building import build_model
 from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
-from stablelm.training.console import Console, make_console
+from stablelm.training.console import Console, SilentConsole, make_console
+from stablelm.training.garbage import PinnedGarbage
 from stablelm.training.interruption import Interruption
 from stablelm.training.metrics import Metrics
 from stablelm.training.optimizer import make_optimizer
+from stablelm.training.parallel import Layout, finish, start
+from stablelm.training.parallel.apply import reshard
+from stablelm.training.passes import backward, clip, summed
 from stablelm.training.resume import remedy_for, same_run, state_of
 from stablelm.training.saving import Checkpoints
 from stablelm.training.schedule import scheduled_rate
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "bf16-pure": torch.bfloat16}
 
 
 def train(
@@ -45,7 +47,8 @@ def train(
     With `resume`, continues from the newest checkpoint in `config.out`, or from the start when there is none;
     with `force_data` also on other data than it was trained on.
     Raises `InputError` for a configuration that does not fit its data or a run that is already there,
-    `RunError` when the training itself cannot go on."""
+    `RunError` when the training itself cannot go on. Started by torchrun or srun it is one run over all
+    processes, of which the first writes and speaks."""
     run = Path(config.out)
     saved = finished_checkpoints(run)
     if saved and not resume:
@@ -53,35 +56,48 @@ def train(
             f"{run}: already holds a run ({saved[-1].name}). Continue it with --resume, or choose another "
             "--out."
         )
-    trainer = Trainer(config, console or make_console())  # refuses before anything is written
-    with contextlib.ExitStack() as held:
-        trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
-        return trainer.train(resume, force_data)
+    device, started = start(resolve_device(config.device), config.parallel.timeout)
+    try:
+        trainer = Trainer(config, console, device=device)  # refuses before anything is written
+        with contextlib.ExitStack() as held:
+            trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
+            return trainer.train(resume, force_data)
+    finally:
+        finish(started)
 
 
 class Trainer:
     """One run: what it reads, the network, the optimizer, and how far it is."""
 
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        self.config, self.console, self.run = config, console, Path(config.out)
-        self.dataset, self.loader = open_data(config)
-        self._check_vocabulary()
+    def __init__(
+        self,
+        config: RunConfig,
+        console: Console | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`device`: this process's, by default the configuration's; `dtype` replaces the precision of weights
+        and arithmetic (float64 in tests)."""
+        self.config, self.run, self.ranks = config, Path(config.out), Ranks()
+        self.console = (console or make_console()) if self.ranks.first else SilentConsole()
+        self.device = device or resolve_device(config.device)
+        self.layout = Layout.of(config, self.device.type)
+        self.ranks.together(self._open_data)
         samples, skipped = self.loader.num_samples, self.loader.skips.count
-        self.plan: Plan = make_plan(config, samples, self.loader.table(), skipped)
-        self.device = resolve_device(config.device)
-        self.ancestors: tuple[Ancestor, ...] = ()
-        self.model = self._initial_model().to(self.device)
-        self.model.lm_head.chunk = config.loss_chunk
+        self.plan: Plan = make_plan(config, samples, self.loader.table(), skipped, self.layout.data)
+        self.batches = Batches(self.loader, self.layout)
         self.dtype = DTYPES[config.precision]
-        if config.precision != "fp32":
-            self.model.compute_dtype = self.dtype
+        self.model, self.ancestors = build_model(config, self.layout, self.device, dtype)
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.ranks = Ranks()
         self.checkpoints = Checkpoints(self.run, config.checkpoint, self.console.message)
+        self.metrics: Metrics | None = None
+        """Of the first process, while it trains."""
         self.step = 0
         self.evaluations: list[dict[str, Any]] = []
 
-    def _check_vocabulary(self) -> None:
+    def _open_data(self) -> None:
+        self.dataset, self.loader = open_data(self.config)
         size, vocabulary = self.dataset.tokenizer_size, self.config.model.vocab_size
         if vocabulary < size:
             raise InputError(
@@ -90,57 +106,48 @@ class Trainer:
                 f"{-(-size // 128) * 128:,})."
             )
 
-    def _initial_model(self) -> StableLM:
-        if self.config.init is None:
-            return StableLM(self.config.model, self.config.seed)
-        folder = resolve(self.config.init)
-        model, _ = open_path(folder, dtype=torch.float32)
-        self.ancestors = ancestors_of(folder, self.config.init)
-        if model.config != self.config.model:
-            name = next(
-                n
-                for n in type(model.config).model_fields
-                if getattr(model.config, n) != getattr(self.config.model, n)
-            )
-            raise InputError(
-                f"init: {self.config.init} has {name} {getattr(model.config, name)}, model.{name} is "
-                f"{getattr(self.config.model, name)}. Give the run the architecture of its initial weights."
-            )
-        return model
-
     def train(self, resume: bool, force_data: bool = False) -> Path:
         """Runs to the last step; saves and stops early on Ctrl-C or SIGTERM."""
-        for name in clear_leftovers(self.run):
+        for name in self.ranks.at_first(lambda: clear_leftovers(self.run)):
             self.console.message(f"{name}: a save that was cut off; ignored and removed")
         if resume:
             self._resume(force_data)
-        write_json(self.run / "plan.json", self.plan.as_dict())
-        write_json(self.run / "run.json", self.config.model_dump(mode="json"))
-        write_text(self.run / "data.json", self.dataset.summary_json())
-        write_json(self.run / "accounting.json", self.loader.accounting())
+        self.ranks.at_first(self._describe)
         for line in self.plan.lines():
             self.console.message(line)
         if self.step == self.plan.steps:
             self.console.message(f"{self.run}: all {self.plan.steps:,} steps are done already")
             return self.run
-        require_space(self.run, 13 * self.plan.parameters, "a checkpoint")
-        self.peak = matmul_peak(self.device.type, self.dtype)
+        self.ranks.at_first(lambda: require_space(self.run, 13 * self.plan.parameters, "a checkpoint"))
+        self.peak = matmul_peak(self.device.type, self.dtype) * self.layout.world
         self.console.message(
-            f"{hardware(self.device)['name']}, {self.config.precision}: {self.peak / 1e9:,.0f} GFLOP/s in "
-            "matrix "
-            "products"
+            f"{hardware(self.device)['name']}{f' × {self.layout.world}' if self.layout.world > 1 else ''}, "
+            f"{self.config.precision}: {self.peak / 1e9:,.0f} GFLOP/s in matrix products"
         )
         self.console.start(self.plan.steps, self.step)
         try:
-            with (
-                Metrics(self.run, self.step, self.config.logging.tensorboard) as metrics,
-                Interruption() as interruption,
-                self.checkpoints,
-            ):
-                self._loop(metrics, interruption)
+            with contextlib.ExitStack() as stack:
+                self.ranks.at_first(lambda: self._open_metrics(stack))
+                interruption = stack.enter_context(Interruption())
+                garbage = stack.enter_context(PinnedGarbage())
+                stack.enter_context(self.checkpoints)
+                self._loop(interruption, garbage)
         finally:
             self.console.stop()
         return self.run
+
+    def _open_metrics(self, stack: contextlib.ExitStack) -> None:
+        self.metrics = stack.enter_context(Metrics(self.run, self.step, self.config.logging.tensorboard))
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(record)
+
+    def _describe(self) -> None:
+        write_json(self.run / "plan.json", self.plan.as_dict())
+        write_json(self.run / "run.json", self.config.model_dump(mode="json"))
+        write_text(self.run / "data.json", self.dataset.summary_json())
+        write_json(self.run / "accounting.json", self.loader.accounting())
 
     def _resume(self, force_data: bool) -> None:
         saved = self.ranks.at_first(lambda: finished_checkpoints(self.run))
@@ -157,7 +164,7 @@ class Trainer:
         self.step, self.evaluations = state["step"], state["evaluations"]
         self.console.message(f"resumed {newest} after step {self.step:,}")
 
-    def _loop(self, metrics: Metrics, interruption: Interruption) -> None:
+    def _loop(self, interruption: Interruption, garbage: PinnedGarbage) -> None:
         config, seconds_a_step = self.config, 0.0
         while self.step < self.plan.steps:
             began = time.perf_counter()
@@ -169,7 +176,8 @@ class Trainer:
                 "mfu": rate * self.plan.flops_per_token / self.peak,
                 "seconds": seconds,
             }
-            metrics.write(record)
+            self._record(record)
+            garbage.step(self.step)
             seconds_a_step = seconds if seconds_a_step == 0 else 0.95 * seconds_a_step + 0.05 * seconds
             last = self.step == self.plan.steps
             self.console.step(
@@ -178,7 +186,7 @@ class Trainer:
                 last or self.step % config.logging.every == 0 or self.step == 1,
             )
             if last or self.step % config.evaluation.every == 0:
-                self._evaluate(metrics)
+                self._evaluate()
             self.checkpoints.poll()
             asked = self.ranks.any(interruption.requested)
             if last or self.checkpoints.due(self.step) or asked:
@@ -189,24 +197,18 @@ class Trainer:
                         f"stopped after step {self.step:,}, saved as {saved}; continue with --resume."
                     )
 
+    def _span(self, step: int) -> Span:
+        """The samples of the step that follows `step` completed ones."""
+        first = step * self.config.batch.sequences
+        return first, min(self.config.batch.sequences, self.plan.samples - first)
+
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics, with the sample numbers that data.skip takes."""
-        config, first = self.config, self.step * self.config.batch.sequences
-        count = min(config.batch.sequences, self.plan.samples - first)
-        numbers = self.loader.numbers(first, count)
-        samples = torch.from_numpy(self.loader.read(numbers)).to(self.device)  # [count, L + 1]
-        documents = self.loader.documents(numbers)
-        ids = None if documents is None else torch.from_numpy(documents)  # [count, L], read on the CPU
-        tokens = count * config.batch.sequence_length
-        total = torch.zeros((), device=self.device)
-        for at in range(0, count, config.batch.micro_sequences):
-            part = slice(at, at + config.batch.micro_sequences)
-            inputs, labels = samples[part, :-1], samples[part, 1:]
-            loss = self.model(inputs, labels=labels, document_ids=None if ids is None else ids[part])
-            (loss / tokens).backward()
-            total += loss.detach()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        value, norm_value = float(total) / tokens, float(norm)
+        config, (first, count) = self.config, self._span(self.step)
+        following = self._span(self.step + 1) if self.step + 1 < self.plan.steps else None
+        batch = self.batches.get((first, count), following)
+        value, norm, _ = backward(self.model, batch, config, self.layout)
+        norm_value = float(norm)
         if not math.isfinite(value) or not math.isfinite(norm_value):
             raise RunError(
                 f"step {self.step + 1:,}: loss {value}, gradient norm {norm_value}; the weights were not "
@@ -215,8 +217,7 @@ class Trainer:
                 "a lower "
                 "optimizer.lr or a longer schedule.warmup."
             )
-        if config.optimizer.clip and norm_value > config.optimizer.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optimizer.clip, norm)
+        clip(self.model, config.optimizer.clip, norm, self.layout)
         lr = scheduled_rate(self.step, config, self.plan)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -225,11 +226,12 @@ class Trainer:
         self.step += 1
         return {
             "step": self.step, "loss": value, "lr": lr, "grad_norm": norm_value, "samples": first + count,
-            "tokens": (first + count) * config.batch.sequence_length, "step_tokens": tokens,
-            "first_sample": int(numbers[0]), "last_sample": int(numbers[-1]),
+            "tokens": (first + count) * config.batch.sequence_length,
+            "step_tokens": count * config.batch.sequence_length,
+            "first_sample": batch.first_sample, "last_sample": batch.last_sample,
         }  # fmt: skip
 
-    def _evaluate(self, metrics: Metrics) -> None:
+    def _evaluate(self) -> None:
         for source in self.dataset.sources:
             held_out = self.dataset.held_out(source)
             if source not in self.config.data.sources() or held_out is None:
@@ -241,19 +243,22 @@ class Trainer:
                 self.config.batch.sequence_length,
                 windows=self.config.evaluation.windows,
                 batch=self.config.batch.micro_sequences,
+                part=(self.layout.part, self.layout.data),
+                total=lambda number: float(summed(self.layout, torch.tensor(number, device=self.device))),
             )
             record = {"step": self.step, "kind": "evaluation", "source": source, **result.as_dict()}
-            metrics.write(record)
+            self._record(record)
             self.evaluations.append(record)
             self.console.message(
                 f"step {self.step}: held-out {source}: loss {result.loss:.4f}, "
                 f"{result.bits_per_byte:.4f} bits per byte"
             )
+        reshard(self.model)
 
     def _save(self) -> Path:
         about = {
             "plan": self.plan.as_dict(),
-            "hardware": hardware(self.device),
+            "hardware": {**hardware(self.device), "processes": self.layout.world},
             "data": self.loader.seen(self.step * self.config.batch.sequences),
             "evaluations": self.evaluations[-len(self.dataset.sources) :],
             "dataset": self.dataset.summary(),

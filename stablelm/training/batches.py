@@ -1,0 +1,62 @@
+"""What a process reads for a step, read ahead on a thread while the step before it is computed.
+
+A step is a range of sample numbers; each data-parallel part takes a contiguous share of it, so the mesh
+changes who reads a sample, never which samples a step has."""
+
+import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stablelm.data.samples import Samples
+from stablelm.training.parallel.mesh import Layout
+
+Span = tuple[int, int]
+"""First position of a step and how many samples it has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """This process's rows of a step of `count` samples in all."""
+
+    samples: Tensor
+    """int64 [rows, L + 1] in host memory; a negative id is no target."""
+    documents: Tensor | None
+    """[rows, L], or None where nothing keeps documents apart."""
+    count: int
+    first_sample: int
+    last_sample: int
+
+
+class Batches:
+    """The batches of a run, by step."""
+
+    def __init__(self, loader: Samples, layout: Layout) -> None:
+        self.loader, self.layout = loader, layout
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: dict[Span, Future[Batch]] = {}
+
+    def get(self, span: Span, following: Span | None) -> Batch:
+        """The batch of a step; begins to read the one after it."""
+        waiting = self._ahead.pop(span, None)
+        self._ahead.clear()
+        batch = self._read(*span) if waiting is None else waiting.result()
+        if following is not None:
+            self._ahead[following] = self._thread.submit(self._read, *following)
+        return batch
+
+    def _read(self, first: int, count: int) -> Batch:
+        numbers: NDArray[np.int64] = self.loader.numbers(first, count)
+        begin, end = self.layout.share(count)
+        mine = numbers[begin:end]
+        # A part that a short last step leaves nothing for reads the first row, whose targets nobody counts.
+        rows = mine if len(mine) else numbers[:1]
+        samples, documents = torch.from_numpy(self.loader.read(rows)), self.loader.documents(rows)
+        if not len(mine):
+            samples[:, 1:] = -1
+            samples[:, 0] = 0
+        ids = None if documents is None else torch.from_numpy(documents)
+        return Batch(samples, ids, count, int(numbers[0]), int(numbers[-1]))

@@ -1,0 +1,30 @@
+"""Python's garbage collector, pinned: it may start at any allocation, on each process at another moment, and all
+the others then wait for that one. During a run it collects every `every` steps, everywhere at once."""
+
+import gc
+from types import TracebackType
+
+
+class PinnedGarbage:
+    """While the block runs, nothing is collected but by `step`; what was there before is not looked at again."""
+
+    def __init__(self, every: int = 1000) -> None:
+        self.every, self._enabled = every, gc.isenabled()
+
+    def __enter__(self) -> "PinnedGarbage":
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        return self
+
+    def step(self, number: int) -> None:
+        """Collects when it is time to."""
+        if number % self.every == 0:
+            gc.collect()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        gc.unfreeze()
+        if self._enabled:
+            gc.enable()

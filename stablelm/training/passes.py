@@ -1,0 +1,66 @@
+"""Forward and backward passes of one step, over all processes: the loss, its gradients, their norm.
+
+The loss is the sum over all targets of the step divided by their number, counted over all processes before the
+first pass, so every target weighs the same wherever it is read. Every process makes equally many passes, also
+in a short last step: one with no row left passes a row without targets. What is returned is the same number on
+every process, so all of them decide alike."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stablelm.config import RunConfig
+from stablelm.model import StableLM
+from stablelm.training.batches import Batch
+from stablelm.training.parallel.apply import accumulate
+from stablelm.training.parallel.gradients import gradient_norm, scale_gradients
+from stablelm.training.parallel.mesh import Layout
+
+
+def backward(model: StableLM, batch: Batch, config: RunConfig, layout: Layout) -> tuple[float, Tensor, int]:
+    """Leaves the step's gradients in the parameters → mean loss, gradient norm before clipping, targets."""
+    device, micro = model.device, config.batch.micro_sequences
+    targets = int(summed(layout, torch.tensor(float((batch.samples[:, 1:] >= 0).sum()), device=device)))
+    samples = batch.samples.to(device)
+    inputs, labels = samples[:, :-1].clamp(min=0), samples[:, 1:]
+    total = torch.zeros((), dtype=torch.promote_types(model.dtype, torch.float32), device=device)
+    passes = math.ceil(math.ceil(batch.count / layout.data) / micro)
+    for number in range(passes):
+        part = slice(number * micro, (number + 1) * micro)
+        x, y, ids = inputs[part], labels[part], None if batch.documents is None else batch.documents[part]
+        if not len(x):
+            x, y, ids = (
+                inputs[:1],
+                torch.full_like(labels[:1], -1),
+                None if ids is None else batch.documents[:1],
+            )  # type: ignore[index]
+        accumulate(model, layout.replicates, config.parallel.zero, last=number == passes - 1)
+        loss = model(x, labels=y, document_ids=ids)
+        (loss / max(1, targets)).backward()
+        total += loss.detach()
+    value = float(summed(layout, total)) / max(1, targets)
+    if layout.mesh is None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return value, torch.nn.utils.get_total_norm(gradients), targets
+    return value, gradient_norm(model.parameters()), targets
+
+
+def clip(model: StableLM, largest: float, norm: Tensor, layout: Layout) -> None:
+    """Scales the gradients so that their norm, which is `norm`, becomes at most `largest`; 0 does nothing."""
+    if not largest or float(norm) <= largest:
+        return
+    if layout.mesh is None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    else:
+        scale_gradients(model.parameters(), largest / (float(norm) + 1e-6))
+
+
+def summed(layout: Layout, mine: Tensor) -> Tensor:
+    """Added up over the parts that read different samples."""
+    if layout.mesh is None:
+        return mine
+    total = mine.to(torch.float64)
+    dist.all_reduce(total)
+    return total / layout.tensor  # each member of a tensor group brought the same number
