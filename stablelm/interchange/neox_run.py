@@ -64,8 +64,7 @@ def converted(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, lis
 def _spelled(config: RunConfig) -> Values:
     model, batch, data, optimizer = config.model, config.batch, config.data, config.optimizer
     wide, neox = model.intermediate_size, data.neox
-    parallel = getattr(config, "parallel", None)
-    tensor = getattr(parallel, "tensor", 1)
+    tensor = config.parallel.tensor
     tokenizer = neox.tokenizer if neox else f"{data.path}/tokenizer.json"
     known = tokenizer_ids(tokenizer, "HFTokenizer")
     ids = known[0] if known else model.vocab_size
@@ -95,6 +94,7 @@ def _spelled(config: RunConfig) -> Values:
         "train_micro_batch_size_per_gpu": batch.micro_sequences,
         "pipe-parallel-size": 1,
         "model-parallel-size": tensor,
+        "zero_optimization": {"stage": config.parallel.zero},
         "seed": config.seed,
         "save": config.out,
         "checkpoint-factor": config.checkpoint.every,
@@ -102,20 +102,18 @@ def _spelled(config: RunConfig) -> Values:
         "eval-interval": config.evaluation.every,
         "log-interval": config.logging.every,
     }
-    if parallel is not None:
-        values["zero_optimization"] = {"stage": parallel.zero}
     if config.checkpoint.permanent_every is not None:
         values["s3_sync_interval"] = config.checkpoint.permanent_every
-    if (recompute := getattr(config, "recompute", None)) in ("none", "full"):
-        values["checkpoint-activations"] = recompute == "full"
+    if config.recompute in ("none", "full"):
+        values["checkpoint-activations"] = config.recompute == "full"
     if config.steps is not None:
         values |= {"train-iters": config.steps, "lr-decay-iters": config.steps}
     if windows and not rest:
         values["eval-iters"] = windows
-    if config.precision == "bf16":
-        values |= {"precision": "bfloat16", "bf16": {"enabled": True}}
-    else:
+    if config.precision == "fp32":
         values["precision"] = "fp32"
+    else:  # also what has no spelling of its own
+        values |= {"precision": "bfloat16", "bf16": {"enabled": True}}
     if config.init is not None:
         values |= {"load": config.init, "finetune": True}
     if neox is not None and neox.split is not None:
