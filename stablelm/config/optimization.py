@@ -1,6 +1,8 @@
 """How a run learns: batch, optimizer, learning-rate schedule."""
 
-from pydantic import Field, field_validator
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from stablelm.config.schema import Schema
 
@@ -41,9 +43,57 @@ class OptimizerConfig(Schema):
 
 
 class ScheduleConfig(Schema):
-    """Learning rate over the run: linear warm-up, then cosine to a floor (GPT-NeoX's formula)."""
+    """Learning rate over the run: linear warm-up, a shape, and at the end, if wanted, a cooldown.
+
+    Formulas and their sources: stablelm/planning/schedule.py. Warm-up, constant, cooldown is WSD."""
 
     warmup: float = Field(0.005, ge=0, lt=1)
     """Share of the steps spent warming up."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps of warm-up; null takes the share `warmup`."""
+    shape: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
+    """What follows the warm-up. Cosine and linear end at `floor` with the last step, cooldown or not;
+    inverse_sqrt is peak · sqrt(D / (D + steps since its start))."""
     floor: float = Field(0.04, ge=0, le=1)
-    """Last learning rate, as a share of the peak."""
+    """Last learning rate of cosine and linear, lowest of inverse_sqrt, as a share of the peak."""
+    inverse_sqrt_offset: int = Field(0, ge=0)
+    """For inverse_sqrt that starts at the warm-up: D = warm-up steps + this."""
+    inverse_sqrt_start: float = Field(0, ge=0, lt=1)
+    """For inverse_sqrt: share of the steps at which it takes over from a cosine, with the same value and
+    slope, which decide D; 0 starts it at the end of the warm-up."""
+    cosine_horizon: float = Field(1, gt=0)
+    """For inverse_sqrt that takes over from a cosine: where that would reach `floor`, as a share of the
+    steps."""
+    cooldown: float = Field(0, ge=0, le=1)
+    """Share of the steps, the last ones, in which the rate falls from what the shape has reached."""
+    cooldown_steps: int | None = Field(None, ge=0)
+    """Steps of cooldown; null takes the share `cooldown`."""
+    cooldown_shape: Literal["linear", "1-sqrt"] = "linear"
+    """linear, or 1 − sqrt(progress), which falls faster at first (Hägele et al., 2024)."""
+    cooldown_floor: float = Field(0, ge=0, le=1)
+    """Where the cooldown ends, as a share of the peak."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScheduleConfig":
+        if self.shape != "inverse_sqrt":
+            alien = [n for n in _INVERSE_SQRT if getattr(self, n) != type(self).model_fields[n].default]
+            if alien:
+                raise ValueError(f"{alien[0]} belongs to shape: inverse_sqrt, not to {self.shape}")
+        elif self.inverse_sqrt_start:
+            if self.inverse_sqrt_offset:
+                raise ValueError(
+                    "inverse_sqrt_offset and inverse_sqrt_start are both given; keep one (a slope decides D)"
+                )
+            if self.cosine_horizon <= self.inverse_sqrt_start:
+                raise ValueError(
+                    f"inverse_sqrt_start {self.inverse_sqrt_start} is not before cosine_horizon "
+                    f"{self.cosine_horizon}: the cosine has no slope left there"
+                )
+            if self.floor == 1:
+                raise ValueError("floor 1 makes the cosine flat; an inverse square root needs a slope")
+        elif self.cosine_horizon != 1:
+            raise ValueError("cosine_horizon wants inverse_sqrt_start: without it there is no cosine")
+        return self
+
+
+_INVERSE_SQRT = ("inverse_sqrt_offset", "inverse_sqrt_start", "cosine_horizon")

@@ -238,7 +238,7 @@ def _training(config: ModelConfig, known: Provenance) -> Iterable[str]:
     values = {
         "Optimizer": f"AdamW, betas {optimizer.get('betas')}, eps {optimizer.get('eps')}",
         "Peak learning rate": optimizer.get("lr"),
-        "Schedule": f"{plan.get('warmup_steps')} warm-up steps, cosine to {schedule.get('floor')} × peak",
+        "Schedule": _schedule(schedule, plan),
         "Weight decay, clipping": f"{optimizer.get('weight_decay')}, {optimizer.get('clip')}",
         "Batch": f"{batch.get('sequences')} sequences of {batch.get('sequence_length')} tokens",
         "Precision": run.get("precision"),
@@ -251,6 +251,18 @@ def _training(config: ModelConfig, known: Provenance) -> Iterable[str]:
             f"### Hardware\n\n{_text(hardware.get('name', ''))} ({_text(hardware.get('system', ''))}), "
             f"PyTorch {_text(hardware.get('torch', ''))}"
         )
+
+
+def _schedule(schedule: dict[str, Any], plan: dict[str, Any]) -> str:
+    shape = schedule.get("shape", "cosine")  # checkpoints before there was a choice have a cosine
+    told = f"{plan.get('warmup_steps')} warm-up steps, {shape.replace('_', ' ')}"
+    if shape != "constant":
+        told += f" to {schedule.get('floor')} × peak"
+    if steps := plan.get("cooldown_steps"):
+        told += (
+            f", {steps} steps of {schedule['cooldown_shape']} cooldown to {schedule['cooldown_floor']} × peak"
+        )
+    return told
 
 
 def _evaluation(known: Provenance) -> Iterable[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stablelm.config import InputError, RunConfig
 from stablelm.planning.flops import flops_per_token
+from stablelm.planning.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Plan:
     """Disk one checkpoint takes: weights and two moments in float32."""
     sources: dict[str, dict[str, Any]]
     """Per source: windows in an epoch, epochs asked for, samples that will be read."""
+    cooldown_steps: int = 0
+    """Steps of cooldown, the last of schedule_steps."""
+    rates: tuple[tuple[int, float], ...] = ()
+    """(Completed updates, learning rate) at the turning points of the schedule."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -49,9 +54,11 @@ class Plan:
         sources = ", ".join(
             f"{name} {about['windows']:,} windows × {about['epochs']}" for name, about in self.sources.items()
         )
+        cooldown = f", {self.cooldown_steps:,} cooldown" if self.cooldown_steps else ""
         return [
             f"{self.parameters:,} parameters, {self.flops_per_token / 1e6:,.1f} MFLOP a token",
-            f"{self.steps:,} steps ({self.warmup_steps:,} warm-up), {self.tokens:,} tokens",
+            f"{self.steps:,} steps ({self.warmup_steps:,} warm-up{cooldown}), {self.tokens:,} tokens",
+            "learning rate " + ", ".join(f"{rate:.4g} at step {step:,}" for step, rate in self.rates),
             f"{self.samples:,} windows, by source and epochs: {sources}",
             f"{self.micro_batches} micro-batches a step, {self.checkpoint_bytes / 1e6:,.0f} MB a checkpoint",
         ]
@@ -78,11 +85,12 @@ def make_plan(
         )
     steps = min(planned, math.ceil(samples / batch.sequences))
     used = min(samples, steps * batch.sequences)
+    schedule = Schedule(config.schedule, config.optimizer.lr, planned)
     return Plan(
         parameters=config.model.num_parameters,
         steps=steps,
         schedule_steps=planned,
-        warmup_steps=round(config.schedule.warmup * planned),
+        warmup_steps=schedule.warmup_steps,
         samples=used,
         tokens=used * batch.sequence_length,
         micro_batches=math.ceil(math.ceil(batch.sequences / data_parallel) / batch.micro_sequences),
@@ -90,4 +98,6 @@ def make_plan(
         flops_per_token=flops_per_token(config.model, batch.sequence_length),
         checkpoint_bytes=12 * config.model.num_parameters,
         sources={name: dict(about) for name, about in sources.items()},
+        cooldown_steps=schedule.cooldown_steps,
+        rates=tuple(schedule.turning_points()),
     )

@@ -49,7 +49,7 @@ def make_dataset(tmp_path):
 
     Written without reader and tokenizer, so that every token's place is known."""
 
-    def make(*, folder="prepared", held_out=None, **sources):
+    def make(*, folder="prepared", held_out=None, vocabulary=100_000, **sources):
         path = tmp_path / folder
         path.mkdir()
         (path / "tokenizer.json").write_text('{"stands": "for a tokenizer"}')
@@ -65,13 +65,13 @@ def make_dataset(tmp_path):
                     "bytes": 10 * len(texts),
                 }
                 if texts or side == "train":
-                    with TokenFileWriter(path / name / side, vocab_size=100_000) as writer:
+                    with TokenFileWriter(path / name / side, vocab_size=vocabulary) as writer:
                         for text in texts:
                             writer.add(text)
                     names = "".join(f'"{name}-{side}-{number}"\n' for number in range(len(texts)))
                     (path / name / f"{side}.ids").write_text(names)
             records[name] = record
-        tokenizer = {"sha256": sha256_file(path / "tokenizer.json"), "size": 100_000, "eod_id": 0}
+        tokenizer = {"sha256": sha256_file(path / "tokenizer.json"), "size": vocabulary, "eod_id": 0}
         about = {"format": FORMAT, "version": 1, "append_eod": True, "tokenizer": tokenizer}
         write_manifest(path, seal({**about, "sources": records}))
         return Dataset(path)
