@@ -1,7 +1,7 @@
 """How a run is laid out over processes: a mesh of (replicate, shard, tensor), and the ZeRO stage.
 
-The degrees multiply to the number of processes; `shard: null` takes what the others leave, so one file runs on
-any number of them. A mesh changes memory, traffic and speed, never what is computed (docs/parallelism.md).
+The degrees multiply to the number of processes; `shard: null` takes what the others leave, so one file runs
+on any number of them. A mesh changes memory, traffic and speed, never what is computed (docs/parallelism.md).
 `degrees` and `check` need no process group: a plan can ask them about machines that are not there."""
 
 from typing import NamedTuple
@@ -54,8 +54,8 @@ class ParallelConfig(Schema):
             asked = "what is left" if self.shard is None else self.shard
             raise InputError(
                 f"parallel: replicate {self.replicate} × shard {asked} × tensor {self.tensor} does not make "
-                f"{world} process{'es' * (world > 1)}. Start a multiple of {fixed} and leave `shard: null`, or "
-                "change the degrees."
+                f"{world} process{'es' * (world > 1)}. Start a multiple of {fixed} and leave `shard: null`, "
+                "or change the degrees."
             )
         return Degrees(self.replicate * shard, 1, self.tensor) if self.zero == 0 else Degrees(
             self.replicate, shard, self.tensor
@@ -81,8 +81,8 @@ class ParallelConfig(Schema):
                 )
         if tensor > 1 and model.qk_layernorm:
             raise InputError(
-                f"parallel.tensor {tensor}: a network with qk_layernorm has a norm for each head and cannot be "
-                "cut; use tensor: 1."
+                f"parallel.tensor {tensor}: a network with qk_layernorm has a norm for each head and cannot "
+                "be cut; use tensor: 1."
             )
         if batch.sequences % degrees.data:
             raise InputError(

@@ -6,8 +6,8 @@ vocabulary` float32 logits alive. For 4 × 512 tokens and 8,192 words that is 16
 64 MB. Rejected: recomputing the logits in the backward pass (a fourth product),
 `torch.compile` (nothing gained on CPU).
 
-The weight may be shared out by rows of the vocabulary over a process group: each process then has the logits of
-its rows, and a chunk's maxima, normalisers and label logits are put together in two small all-reduces."""
+The weight may be shared out by rows of the vocabulary over a process group: each process then has the logits
+of its rows, and a chunk's maxima, normalisers and label logits are put together in two small all-reduces."""
 
 from collections.abc import Callable
 from typing import Any

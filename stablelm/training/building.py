@@ -1,4 +1,4 @@
-"""The network a run starts from, on this process's part of the mesh: drawn from the seed, or read from `init`."""
+"""The network a run starts from, on this process's part of the mesh: drawn by seed, or read from `init`."""
 
 import torch
 

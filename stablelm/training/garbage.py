@@ -1,12 +1,12 @@
-"""Python's garbage collector, pinned: it may start at any allocation, on each process at another moment, and all
-the others then wait for that one. During a run it collects every `every` steps, everywhere at once."""
+"""Python's garbage collector, pinned: it may start at any allocation, on each process at another moment, and
+all the others then wait for that one. During a run it collects every `every` steps, everywhere at once."""
 
 import gc
 from types import TracebackType
 
 
 class PinnedGarbage:
-    """While the block runs, nothing is collected but by `step`; what was there before is not looked at again."""
+    """While the block runs, nothing is collected but by `step`; what was there before is left alone."""
 
     def __init__(self, every: int = 1000) -> None:
         self.every, self._enabled = every, gc.isenabled()

@@ -1,9 +1,9 @@
 """Forward and backward passes of one step, over all processes: the loss, its gradients, their norm.
 
-The loss is the sum over all targets of the step divided by their number, counted over all processes before the
-first pass, so every target weighs the same wherever it is read. Every process makes equally many passes, also
-in a short last step: one with no row left passes a row without targets. What is returned is the same number on
-every process, so all of them decide alike."""
+The loss is the sum over all targets of the step divided by their number, counted over all processes before
+the first pass, so every target weighs the same wherever it is read. Every process makes equally many passes,
+also in a short last step: one with no row left passes a row without targets. What is returned is the same
+number on every process, so all of them decide alike."""
 
 import math
 
@@ -31,11 +31,11 @@ def backward(model: StableLM, batch: Batch, config: RunConfig, layout: Layout) -
         part = slice(number * micro, (number + 1) * micro)
         x, y, ids = inputs[part], labels[part], None if batch.documents is None else batch.documents[part]
         if not len(x):
-            x, y, ids = (
-                inputs[:1],
-                torch.full_like(labels[:1], -1),
-                None if ids is None else batch.documents[:1],
-            )  # type: ignore[index]
+            x, y = inputs[part], labels[part]
+        if not len(x):
+            part = slice(0, 1)
+            x, y = inputs[part], torch.full_like(labels[part], -1)
+        ids = None if batch.documents is None else batch.documents[part]
         accumulate(model, layout.replicates, config.parallel.zero, last=number == passes - 1)
         loss = model(x, labels=y, document_ids=ids)
         (loss / max(1, targets)).backward()

@@ -1,4 +1,4 @@
-"""The training loop, on one process or many: batches in order, AdamW, checkpoints, held-out loss, exact resume.
+"""The training loop, on one process or many: batches in order, AdamW, checkpoints, held-out loss, resume.
 
 The state of a run is its weights, its moments and one number, the completed steps: the order of the samples
 and the learning rate are pure functions of it. A run that was killed and resumed therefore repeats the
@@ -246,7 +246,7 @@ class Trainer:
                 windows=self.config.evaluation.windows,
                 batch=self.config.batch.micro_sequences,
                 part=(self.layout.part, self.layout.data),
-                total=lambda number: float(summed(self.layout, torch.tensor(number, device=self.device))),
+                total=self._added,
             )
             record = {"step": self.step, "kind": "evaluation", "source": source, **result.as_dict()}
             self._record(record)
@@ -256,6 +256,10 @@ class Trainer:
                 f"{result.bits_per_byte:.4f} bits per byte"
             )
         reshard(self.model)
+
+    def _added(self, number: float) -> float:
+        """A sum over the parts that read different samples."""
+        return float(summed(self.layout, torch.tensor(number, dtype=torch.float64, device=self.device)))
 
     def _save(self) -> Path:
         about = {

@@ -70,12 +70,12 @@ def rows(step, count=SEQUENCES):
 
 
 def train(rank, case):
-    """losses, norms, the first step's gradients, initial and last weights by name; whole tensors on rank 0."""
+    """Losses, norms, the first step's gradients, initial and last weights by name (on the first rank)."""
     torch.set_num_threads(1)
     config, device = case.config(), torch.device("cpu")
     layout = Layout.of(config, "cpu")
     model, _ = build_model(config, layout, device, DTYPES[case.precision])
-    before = whole({name: parameter for name, parameter in model.named_parameters()}, rank)
+    before = whole(dict(model.named_parameters()), rank)
     with torch.no_grad():  # biases and norms that are not 0 and 1, so that a lost one shows
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -1,8 +1,9 @@
-"""Four worker processes that live as long as the tests: what imports PyTorch once need not do so for each case.
+"""Four worker processes that live as long as the tests: what imports PyTorch once need not do so for each
+case.
 
-`pool.run(world, job, *arguments)` calls `job(rank, *arguments)` on the first `world` of them, in a fresh process
-group that meets at a file, and gives back what each returned. A job that raises fails the test with its traceback;
-one that hangs, or a worker that dies, ends the pool, and the next case has new workers."""
+`pool.run(world, job, *arguments)` calls `job(rank, *arguments)` on the first `world` of them, in a fresh
+process group that meets at a file, and gives back what each returned. A job that raises fails the test with
+its traceback; one that hangs, or a worker that dies, ends the pool, and the next case has new workers."""
 
 import datetime
 import logging

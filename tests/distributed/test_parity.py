@@ -1,5 +1,5 @@
-"""One network, one stream of samples, any mesh: losses, gradient norms, every gradient and all weights are those of
-one process, in float64 to 1e-12."""
+"""One network, one stream of samples, any mesh: losses, gradient norms, every gradient and all weights are
+those of one process, in float64 to 1e-12."""
 
 import dataclasses
 import functools
@@ -83,20 +83,16 @@ def test_a_mesh_computes_what_one_process_computes(pool, name):
     ],
 )
 def test_float32_stays_within_its_own_rounding(pool, case):
-    compare(pool.run(case.world, train, case)[0][:4] + ({},), (*alone(case)[:4], {}), 1e-5)
+    found = pool.run(case.world, train, case)[0]
+    compare((*found[:4], {}), (*alone(case)[:4], {}), 1e-5)  # AdamW makes a sign of a gradient near 0
 
 
-@pytest.mark.parametrize("sequence_parallel", [True, False])
-def test_compiled_blocks_keep_the_gradient_of_a_cut_embedding(pool, sequence_parallel):
-    case = Case(tensor=2, compile=True, sequence_parallel=sequence_parallel, steps=3)
+@pytest.mark.parametrize(("sequence_parallel", "recompute"), [(True, "none"), (False, "full")])
+def test_compiled_blocks_keep_the_gradient_of_a_cut_embedding(pool, sequence_parallel, recompute):
+    case = Case(tensor=2, compile=True, sequence_parallel=sequence_parallel, recompute=recompute, steps=2)
     found, wanted = pool.run(2, train, case, timeout=300)[0], alone(case)
     assert np.abs(wanted[2]["model.embed_tokens.weight"]).max() > 1e-3
     compare(found, wanted, 1e-12)
-
-
-def test_compiled_and_recomputed(pool):
-    case = Case(tensor=2, compile=True, recompute="full", steps=2)
-    compare(pool.run(2, train, case, timeout=300)[0], alone(case), 1e-12)
 
 
 def test_bf16_with_float32_reduction_follows_one_process(pool):

@@ -3,8 +3,8 @@ tensor parallelism → compile → recomputation → fully_shard.
 
 Compiling a block that already recomputes fails under tensor parallelism (PyTorch 2.13), so recomputation goes
 around the compiled block. `fully_shard` is applied also to a data-parallel degree of 1: it is what adds norm
-gradients up over the tensor dimension. Gradients are summed, never averaged: the loss is divided by the global
-number of tokens. ZeRO stages are `fully_shard`'s switches (docs/parallelism.md)."""
+gradients up over the tensor dimension. Gradients are summed, never averaged: the loss is divided by the
+global number of tokens. ZeRO stages are `fully_shard`'s switches (docs/parallelism.md)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +77,7 @@ def _compile(model: StableLM, tensor: int) -> None:
 
 def _documents_outside(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Attention within documents stays uncompiled: every batch has other boundaries, each a compilation."""
-    plain = torch.compiler.disable(attend)
+    plain: Callable[..., Tensor] = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
 
     def chosen(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         return plain(q, k, v, mask) if isinstance(mask, Documents) else attend(q, k, v, mask)

@@ -1,8 +1,8 @@
 """Who am I among how many: ranks as torchrun or srun tell them, then one process group.
 
-torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and the address. srun sets SLURM_PROCID and SLURM_STEP_NUM_TASKS; the
-meeting point is then the first node of the step, at a port made from the job's number, unless MASTER_ADDR or
-MASTER_PORT say otherwise. One process alone makes no group, and computes as if this room did not exist.
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and the address. srun sets SLURM_PROCID and SLURM_STEP_NUM_TASKS;
+the meeting point is then the first node of the step, at a port made from the job's number, unless MASTER_ADDR
+or MASTER_PORT say otherwise. One process alone makes no group, and computes as if this room did not exist.
 CUDA talks NCCL, and gloo for what lies in host memory; a CPU gloo alone."""
 
 import datetime
@@ -63,7 +63,7 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def start(device: torch.device, timeout: float) -> tuple[torch.device, bool]:
-    """Joins the other processes, if there are any → the device of this one, and whether a group was made here.
+    """Joins the other processes, if any → the device of this one, and whether a group was made here.
 
     `RunError` when not all of them come within `timeout` seconds."""
     place = discover(os.environ)
@@ -79,21 +79,23 @@ def start(device: torch.device, timeout: float) -> tuple[torch.device, bool]:
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:  # DistStoreError and its like are RuntimeErrors
         raise RunError(
-            f"process {place.rank} of {place.world}: the others did not all come to {place.address}:{place.port} "
-            f"within {timeout:,.0f} s ({str(error).splitlines()[0][:200]}). Look at the log of the one that is "
-            "missing; parallel.timeout waits longer."
+            f"process {place.rank} of {place.world}: not all of them came to {place.address}:{place.port} "
+            f"within {timeout:,.0f} s ({str(error).splitlines()[0][:200]}). Look at the log of the one that "
+            "is missing; parallel.timeout waits longer."
         ) from error
     return device, True
 
 
 def _gpu(device: torch.device, place: Place) -> torch.device:
     count = torch.cuda.device_count()
-    if device.index is None and count > 1 and place.local_rank >= count:
+    if count > 1 and device.index is not None:
+        raise InputError(f"device {device} is one GPU for all processes of a machine; use cuda or auto.")
+    if count > 1 and place.local_rank >= count:
         raise InputError(
-            f"process {place.rank}: is number {place.local_rank} on a machine with {count} GPUs; start as many "
-            "processes a machine as it has GPUs."
+            f"process {place.rank} is number {place.local_rank + 1} on a machine with {count} GPUs; start as "
+            "many processes a machine as it has GPUs."
         )
-    index = device.index if device.index is not None else place.local_rank if count > 1 else 0
+    index = place.local_rank if count > 1 else 0  # srun may show each process its own alone
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

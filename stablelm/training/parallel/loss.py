@@ -1,7 +1,8 @@
 """The head under tensor parallelism: its weight is cut by rows of the vocabulary, and told its group.
 
 The loss itself is `model.head`'s, which adds maxima, normalisers and label logits up over that group. Its
-gradient with respect to the hidden states leaves the loss already summed over the group, hence `Replicate`."""
+gradient with respect to the hidden states leaves the loss already summed over the group, hence
+`Replicate`."""
 
 from typing import Any
 

@@ -1,10 +1,10 @@
 """How tensor parallelism cuts the network (Shoeybi et al., 2019; Korthikanti et al., 2022), as constants.
 
 Column-cut projections give each process whole heads, or a slice of the MLP, or of the vocabulary; the row-cut
-ones after them add the parts up. With sequence parallelism the sum is scattered along the sequence and gathered
-before the next column cut, so norms and residuals are computed once, not on every process. q, k, v, gate and up
-are separate matrices: no cut needs a permutation, and a checkpoint is the same on every mesh. The head is cut in
-`loss.py`."""
+ones after them add the parts up. With sequence parallelism the sum is scattered along the sequence and
+gathered before the next column cut, so norms and residuals are computed once, not on every process. q, k, v,
+gate and up are separate matrices: no cut needs a permutation, and a checkpoint is the same on every mesh. The
+head is cut in `loss.py`."""
 
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (

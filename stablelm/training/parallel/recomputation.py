@@ -1,10 +1,10 @@
 """Activations that are computed again instead of kept, block by block.
 
-`full` keeps what enters a block [B, S, h] and repeats its forward pass; `selective` keeps the results of matrix
-products and of attention and repeats the cheap rest (norms, rotation, SwiGLU's product); a number n does the
-former in every n-th block. It wraps a block's `forward`, inside `fully_shard`'s hooks, so no parameter is
-renamed and weights are gathered once for both passes. Rejected: `checkpoint_wrapper` (a private path, renames
-modules)."""
+`full` keeps what enters a block [B, S, h] and repeats its forward pass; `selective` keeps the results of
+matrix products and of attention and repeats the cheap rest (norms, rotation, SwiGLU's product); a number n
+does the former in every n-th block. It wraps a block's `forward`, inside `fully_shard`'s hooks, so no
+parameter is renamed and weights are gathered once for both passes. Rejected: `checkpoint_wrapper` (a private
+path, renames modules)."""
 
 import functools
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def _recompute(block: nn.Module, *, selective: bool) -> None:
         out: Tensor = checkpoint(forward, *arguments, **options)
         return out
 
-    block.forward = repeated  # type: ignore[method-assign]
+    block.forward = repeated
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
