@@ -89,7 +89,7 @@ class Placing(Protocol):
         """The device mesh of a configuration's section `parallel`."""
         ...
 
-    def parallelize(self, model: StableLM, mesh: Any, config: RunConfig) -> Any:
+    def parallelize(self, model: StableLM, mesh: Any, config: RunConfig, device_type: str) -> Any:
         """Places the network's weights, in place."""
         ...
 
@@ -110,7 +110,7 @@ def fake_step(config: RunConfig, world: int, rank: int, placing: Placing) -> Dry
     with torch.device("meta"):
         model = StableLM(config.model)
     model.lm_head.chunk = config.loss_chunk
-    placing.parallelize(model, mesh, config)
+    placing.parallelize(model, mesh, config, "cpu")
     alive = Alive()
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         model.to_empty(device="cpu")

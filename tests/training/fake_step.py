@@ -33,7 +33,7 @@ class FullySharded:
         names = ("dp_replicate", "dp_shard")
         return init_device_mesh(device_type, (replicate, world // replicate), mesh_dim_names=names)
 
-    def parallelize(self, model: Any, mesh: Any, config: Config) -> Any:
+    def parallelize(self, model: Any, mesh: Any, config: Config, device_type: str) -> Any:
         layout, policy = layout_of(config, mesh.size()), MixedPrecisionPolicy(reduce_dtype=torch.float32)
         if config.precision == "bf16":
             model.compute_dtype = torch.bfloat16
