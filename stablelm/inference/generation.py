@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stablelm.config import InputError
-from stablelm.inference.cache import KVCache
+from stablelm.inference.runner import ModelRunner, Runner
 from stablelm.inference.sampling import Sampling, choose
 from stablelm.inference.stopping import StopMatcher
 from stablelm.model import StableLM
@@ -213,16 +213,16 @@ def _loop(
             marks[list(row)] = True
     first = secrets.randbits(48) if sampling.seed is None else sampling.seed
     seeds = [first + row for row in range(len(rows))]
-    dtype = model.compute_dtype or model.dtype
+    runner: Runner = ModelRunner(model)
     capacity = width + count - 1  # the last id is not read again
-    cache = KVCache(model.config, len(rows), capacity, dtype, device, model.attention.function)
+    chosen = ids
     for position in range(count):
-        hidden = model.hidden_states(ids, mask if any(gaps) else None, cache)
-        logits = model.lm_head(hidden[:, -1]).float()  # [B, V]
+        if position == 0:
+            logits = runner.prefill(ids, mask if any(gaps) else None, capacity)
+        else:
+            logits = runner.step(chosen)
         logits[:, real_ids:] = -torch.inf
         chosen = choose(logits, seen, sampling, seeds, position)
         yield chosen
-        ids = chosen[:, None]
-        mask = torch.cat((mask, torch.ones_like(ids, dtype=torch.bool)), dim=1)
         if seen is not None:
-            seen.scatter_(1, ids, True)
+            seen.scatter_(1, chosen[:, None], True)
