@@ -3,8 +3,8 @@
 The loop in generation.py knows no cache, mask or kernel, so another way to compute (quantised kernels, a CUDA
 graph, a server's paged cache) is another runner, and the loop with its sampling stays the same. The head is
 computed for the last position alone. A long prompt is read in chunks: the same logits, and the activations of
-`chunk` tokens at a time in memory instead of the whole prompt's. What the cache will need is computed first, and
-refused before any work when the machine does not have it."""
+`chunk` tokens at a time in memory instead of the whole prompt's. What the cache will need is computed first,
+and refused before any work when the machine does not have it."""
 
 import os
 from collections.abc import Sequence
@@ -100,8 +100,8 @@ def require_memory(model: StableLM, batch: int, capacity: int, dtype: torch.dtyp
     if free is not None and needed > free:
         raise InputError(
             f"the key-value cache for {batch:,} x {capacity:,} tokens needs {needed / 1e9:,.1f} GB; "
-            f"{free / 1e9:,.1f} GB of memory are free on {model.device}. Ask for fewer new tokens, shorten the "
-            "prompts, or give fewer of them at once."
+            f"{free / 1e9:,.1f} GB of memory are free on {model.device}. Ask for fewer new tokens, shorten "
+            "the prompts, or give fewer of them at once."
         )
 
 
