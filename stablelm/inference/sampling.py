@@ -3,9 +3,9 @@
 The order, where `transformers` has the transform its order: logit bias with allowed and banned ids;
 repetition, frequency and presence penalty; end ids before `min_new_tokens`; temperature, top-k, top-p, min-p,
 typical. The draw inverts the cumulative distribution at one uniform number that is a hash of (seed,
-position): no generator state, so a row's text never depends on who shares its batch, and any position can be drawn again
-alone. Rejected: one `torch.Generator` a row (state to carry, other numbers on every device), exponential
-noise over the vocabulary (50,304 numbers a token for one choice)."""
+position): no generator state, so a row's text never depends on who shares its batch, and any position can be
+drawn again alone. Rejected: one `torch.Generator` a row (state to carry, other numbers on every device),
+exponential noise over the vocabulary (50,304 numbers a token for one choice)."""
 
 import math
 from collections.abc import Mapping, Sequence

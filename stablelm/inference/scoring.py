@@ -1,8 +1,9 @@
 """Log-probabilities of given ids, in bounded memory.
 
 The network is read once with a key-value cache, `positions` at a time, and only their logits exist at once:
-256 × 50,304 × 4 B = 51 MB, not the 824 MB of a whole context. The first id of a text has nothing before it, so it has no log-probability; put the separator in front to score it. To score what was generated,
-give prompt and output together."""
+256 × 50,304 × 4 B = 51 MB, not the 824 MB of a whole context. The first id of a text has nothing before it,
+so it has no log-probability; put the separator in front to score it. To score what was generated, give prompt
+and output together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
