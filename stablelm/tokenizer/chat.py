@@ -2,9 +2,9 @@
 
 A checkpoint's `chat_template` (chat_template.jinja, or the key in tokenizer_config.json) is a program by a
 stranger, so it runs in Jinja's immutable sandbox: no attribute that starts with an underscore, no changing
-of what it is given, no file. The environment is that of `transformers` (trimmed blocks, loop controls, `tojson`,
-`raise_exception`, `strftime_now`), so the same template gives the same text. `ZEPHYR` is the format of
-stablelm-zephyr-3b. A template that never ends is not caught."""
+of what it is given, no file. The environment is that of `transformers` (trimmed blocks, loop controls,
+`tojson`, `raise_exception`, `strftime_now`), so the same template gives the same text. `ZEPHYR` is the format
+of stablelm-zephyr-3b. A template that never ends is not caught."""
 
 import datetime
 import json
@@ -51,8 +51,8 @@ def render(
 ) -> str:
     """The text of messages [{"role": …, "content": …}, …], by default up to where the answer begins.
 
-    `InputError` for a message of another shape, and for a template that is wrong, does what the sandbox forbids,
-    or refuses the conversation by `raise_exception`."""
+    `InputError` for a message of another shape, and for a template that is wrong, does what the sandbox
+    forbids, or refuses the conversation by `raise_exception`."""
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise InputError(f"message {number} must be a mapping with role and content, not {message!r}.")

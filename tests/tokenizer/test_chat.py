@@ -23,12 +23,10 @@ def test_the_format_of_zephyr() -> None:
 
 
 def test_blocks_are_trimmed_and_loops_can_break() -> None:
-    template = "{% for m in messages %}\n  {% if loop.index > 1 %}{% break %}{% endif %}\n[{{ m.role }}]\n{% endfor %}\n"
-    assert render(template, TALK) == "[user]\n"
-    assert (
-        render("{{ messages[0] | tojson }}", [{"role": "é", "content": "<"}])
-        == '{"role": "é", "content": "<"}'
-    )
+    body = "  {% if loop.index > 1 %}{% break %}{% endif %}\n[{{ m.role }}]\n"
+    assert render(f"{{% for m in messages %}}\n{body}{{% endfor %}}\n", TALK) == "[user]\n"
+    message = {"role": "é", "content": "<"}
+    assert render("{{ messages[0] | tojson }}", [message]) == '{"role": "é", "content": "<"}'
     assert len(render("{{ strftime_now('%Y') }}", [])) == 4
     assert render("{{ name }}", [], name="x") == "x"
 
@@ -39,7 +37,7 @@ def test_blocks_are_trimmed_and_loops_can_break() -> None:
         "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ render.__globals__ }}",
         "{% include '/etc/passwd' %}", "{{ messages[0].pop('role') }}", "{% if %}", "{{ nothing.at.all }}",
         "{{ 1 / 0 }}", "{{ raise_exception('no system role') }}", "{{ messages | nofilter }}",
-        "{{ strftime_now.__globals__ }}", "{{ 'a' + 1 }}",
+        "{{ strftime_now.__globals__['os'] }}", "{{ 'a' + 1 }}",
     ],
 )  # fmt: skip
 def test_a_template_that_is_wrong_or_reaches_out_is_refused(template: str) -> None:
