@@ -10,7 +10,7 @@ import stablelm
 
 SAMPLING = (
     "max_new_tokens=64, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=None, "
-    "stop=()"
+    "stop=(), sampling=None"
 )
 HUB = "trust_remote_code=False, revision=None, token=None, local_files_only=False, cache_dir=None"
 SIGNATURES = {

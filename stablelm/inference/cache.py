@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stablelm.config import ModelConfig
-from stablelm.model import LayerCache, Mask
+from stablelm.model import Mask
 from stablelm.model.backends import AttentionFunction, sdpa
 
 
@@ -31,7 +31,7 @@ class KVCache:
         self.capacity = capacity
         self.length = 0
         shape = (2, batch, config.num_key_value_heads, capacity, config.head_dim)
-        self.layers: Sequence[LayerCache] = [
+        self.layers: Sequence[_Layer] = [
             _Layer(self, torch.empty(shape, dtype=dtype, device=device))
             for _ in range(config.num_hidden_layers)
         ]
@@ -40,10 +40,24 @@ class KVCache:
         """Counts tokens that every layer has appended."""
         self.length += count
 
+    def trim(self, length: int) -> None:
+        """Forgets the tokens after the first `length`; costs nothing."""
+        assert 0 <= length <= self.length
+        self.length = length
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Row i becomes a copy of row rows[i]: the beams of a search, or a batch without its ended rows."""
+        for layer in self.layers:
+            layer.select(rows)
+
 
 class _Layer:
     def __init__(self, owner: KVCache, buffer: Tensor) -> None:
         self._owner, self._buffer = owner, buffer
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps copies of these rows."""
+        self._buffer = self._buffer[:, list(rows)]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         """Appends k, v [B, H, S, D]; queries see everything held and, causally, the new tokens."""

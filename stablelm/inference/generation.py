@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stablelm.config import InputError
-from stablelm.inference.cache import KVCache
+from stablelm.inference.runner import ModelRunner, Runner
 from stablelm.inference.sampling import Sampling, choose
 from stablelm.inference.stopping import StopMatcher
 from stablelm.model import StableLM
@@ -25,12 +25,14 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     model: StableLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = ...,
     temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
     repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
+    sampling: Sampling | None = ...,
 ) -> str: ...  # fmt: skip
 @overload
 def generate(
     model: StableLM, tokenizer: Tokenizer, prompt: Sequence[str], *, max_new_tokens: int = ...,
     temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
     repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
+    sampling: Sampling | None = ...,
 ) -> list[str]: ...  # fmt: skip
 def generate(
     model: StableLM,
@@ -45,15 +47,17 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    sampling: Sampling | None = None,
 ) -> str | list[str]:
     """The text that follows a prompt (str → str), or each of several (list → list); the prompt is not
     repeated.
 
     It ends before the first `stop` string, at the end-of-text token, or after `max_new_tokens`. temperature 0
     is greedy; prompt i of a list draws with seed + i, so it gets the text that it would get alone with that
-    seed. `InputError` for values out of range and for a prompt too long for the context."""
+    seed. `sampling` gives every setting there is at once, instead of those named here. `InputError` for
+    values out of range and for a prompt too long for the context."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
     texts = [""] * len(prompts)
     for row, piece in _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop):
         texts[row] += piece
@@ -73,6 +77,7 @@ def stream(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    sampling: Sampling | None = None,
     on_token: Callable[[int], object] = lambda token: None,
 ) -> Iterator[str]:
     """`generate` for one prompt, piece by piece: each token's text as soon as its characters are whole.
@@ -81,7 +86,7 @@ def stream(
     piece. `on_token` is called with every id that is drawn, also those that show no text."""
     if not isinstance(prompt, str):
         raise InputError("stream writes one text; give it one string, or several to generate.")
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
     pieces = _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop, on_token)
     return (piece for _, piece in pieces)
 
@@ -116,12 +121,19 @@ def generate_ids(
     stops = torch.tensor(ends, dtype=torch.int64, device=model.device)
     new: list[Tensor] = []
     ended = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
-    for chosen in _new_ids(model, rows, max_new_tokens, sampling, real_ids or model.config.vocab_size):
+    real_ids = real_ids or model.config.vocab_size
+    for chosen in _new_ids(model, rows, max_new_tokens, sampling, real_ids, ends):
         new.append(torch.where(ended, pad, chosen))
         ended = ended | torch.isin(chosen, stops)
         if bool(ended.all()):
             break
     return torch.cat([ids, *(column[:, None] for column in new)], dim=1)
+
+
+def _one(sampling: Sampling | None, named: Sampling) -> Sampling:
+    if sampling is not None and named != Sampling():
+        raise InputError("settings were given both in `sampling` and by name; put all into `sampling`.")
+    return sampling or named
 
 
 def _pieces(
@@ -142,8 +154,8 @@ def _pieces(
     matchers = [StopMatcher(stop) for _ in prompts]
     decoders = [StreamDecoder(tokenizer, skip_special_tokens=True) for _ in prompts]
     rows = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
-    steps = _new_ids(model, rows, max_new_tokens, sampling, tokenizer.size)
     ends = {tokenizer.eos_id, model.config.eos_token_id}
+    steps = _new_ids(model, rows, max_new_tokens, sampling, tokenizer.size, sorted(ends))
 
     def pieces() -> Iterator[tuple[int, str]]:
         writing = list(range(len(rows)))
@@ -175,7 +187,12 @@ def _pieces(
 
 
 def _new_ids(
-    model: StableLM, rows: Sequence[Sequence[int]], count: int, sampling: Sampling, real_ids: int
+    model: StableLM,
+    rows: Sequence[Sequence[int]],
+    count: int,
+    sampling: Sampling,
+    real_ids: int,
+    ends: Sequence[int],
 ) -> Iterator[Tensor]:
     """`count` times the next id of every row [B]. The caller stops asking when all its rows have ended."""
     context, size = model.config.max_position_embeddings, model.config.vocab_size
@@ -195,34 +212,41 @@ def _new_ids(
             )
         if not 0 <= min(row) <= max(row) < size:
             raise InputError(f"{name} holds an id outside the model's vocabulary of {size:,}.")
-    return _loop(model, rows, count, sampling, real_ids) if rows else iter(())
+    bias = sampling.bias(size, real_ids, model.device)
+    return _loop(model, rows, count, sampling, bias, ends) if rows else iter(())
 
 
 @torch.inference_mode()
 def _loop(
-    model: StableLM, rows: Sequence[Sequence[int]], count: int, sampling: Sampling, real_ids: int
+    model: StableLM,
+    rows: Sequence[Sequence[int]],
+    count: int,
+    sampling: Sampling,
+    bias: Tensor | None,
+    ends: Sequence[int],
 ) -> Iterator[Tensor]:
     width, device = max(map(len, rows)), model.device
     gaps = [width - len(row) for row in rows]
     ids = torch.tensor([[0] * gap + list(row) for gap, row in zip(gaps, rows, strict=True)], device=device)
     mask = torch.arange(width, device=device) >= torch.tensor(gaps, device=device)[:, None]  # [B, S]
-    seen = None
-    if sampling.repetition_penalty != 1:
+    seen = counts = None
+    if sampling.counts_tokens:
         seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
+        counts = torch.zeros(seen.shape, device=device)
         for marks, row in zip(seen, rows, strict=True):
             marks[list(row)] = True
     first = secrets.randbits(48) if sampling.seed is None else sampling.seed
     seeds = [first + row for row in range(len(rows))]
-    dtype = model.compute_dtype or model.dtype
+    runner: Runner = ModelRunner(model)
     capacity = width + count - 1  # the last id is not read again
-    cache = KVCache(model.config, len(rows), capacity, dtype, device, model.attention.function)
+    chosen = ids
     for position in range(count):
-        hidden = model.hidden_states(ids, mask if any(gaps) else None, cache)
-        logits = model.lm_head(hidden[:, -1]).float()  # [B, V]
-        logits[:, real_ids:] = -torch.inf
-        chosen = choose(logits, seen, sampling, seeds, position)
+        if position == 0:
+            logits = runner.prefill(ids, mask if any(gaps) else None, capacity)
+        else:
+            logits = runner.step(chosen)
+        chosen = choose(logits, seen, sampling, seeds, position, counts, bias, ends)
         yield chosen
-        ids = chosen[:, None]
-        mask = torch.cat((mask, torch.ones_like(ids, dtype=torch.bool)), dim=1)
-        if seen is not None:
-            seen.scatter_(1, ids, True)
+        if seen is not None and counts is not None:
+            seen.scatter_(1, chosen[:, None], True)
+            counts.scatter_add_(1, chosen[:, None], torch.ones(len(rows), 1, device=device))
