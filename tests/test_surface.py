@@ -20,7 +20,7 @@ SIGNATURES = {
     "AutoTokenizer.from_pretrained": f"path, *, {HUB}",
     "load": "path, dtype=None, device='cpu'",
     "generate": f"model, tokenizer, prompt, *, {SAMPLING}",
-    "train": "config, *, resume=False, console=None",
+    "train": "config, *, resume=False, force_data=False, console=None",
     "StableLM": "config, seed=1234",
     "StableLM.forward": "self, input_ids, attention_mask=None, cache=None, labels=None, document_ids=None",
     "ModelConfig": "*, vocab_size=50304, hidden_size=2560, intermediate_size=6912, num_hidden_layers=32, "
