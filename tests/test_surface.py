@@ -22,7 +22,7 @@ SIGNATURES = {
     "generate": f"model, tokenizer, prompt, *, {SAMPLING}",
     "evaluate": "models, *, suite=None, tasks=(), data=None, limit=None, out=None, dtype=None, "
         "device='auto', progress=True",
-    "train": "config, *, resume=False, console=None",
+    "train": "config, *, resume=False, force_data=False, console=None",
     "StableLM": "config, seed=1234",
     "StableLM.forward": "self, input_ids, attention_mask=None, cache=None, labels=None, document_ids=None",
     "ModelConfig": "*, vocab_size=50304, hidden_size=2560, intermediate_size=6912, num_hidden_layers=32, "

@@ -100,7 +100,10 @@ def test_a_missing_file_and_a_directory(tmp_path):
             "data.epoch: unknown key; did you mean 'epochs'?",
         ),
         ({"schedule": {"warm_up": 0.1}}, "schedule.warm_up: unknown key; did you mean 'warmup'?"),
-        ({"checkpoint": {"zzz": 0}}, "checkpoint.zzz: unknown key; valid: every, keep."),
+        (
+            {"checkpoint": {"zzz": 0}},
+            "checkpoint.zzz: unknown key; valid: every, keep, permanent_every, asynchronous.",
+        ),
     ],
 )
 def test_a_misspelt_key_names_the_nearest_at_its_own_level(values, said):
