@@ -15,7 +15,7 @@ from stablelm.config.neox_keys import KEYS, SECTIONS
 from stablelm.config.run import RunConfig, from_reading, has_key, original_yaml
 from stablelm.config.schema import read_yaml
 from stablelm.data.run_data import open_data
-from stablelm.training.schedule import learning_rate
+from stablelm.planning.schedule import learning_rate
 
 NINE = (
     "stablelm-2-12b", "stablelm-2-1_6b", "stablelm-3b-4e1t", "stablelm-base-alpha-3b",
