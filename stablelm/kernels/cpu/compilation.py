@@ -7,6 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numba
+import torch
 from numba import njit
 
 from stablelm.kernels.cpu.vectors import INSTRUCTIONS
@@ -40,3 +42,9 @@ def compiled(parallel: bool = False) -> Callable[[F], F]:
         return result
 
     return make
+
+
+def use_threads() -> None:
+    """Parallel kernels of this thread take as many threads as PyTorch does."""
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(torch.get_num_threads(), most))

@@ -70,7 +70,7 @@ def pack_dense(weight: Tensor) -> Packed:
     raw = _tiles(weight.to(torch.bfloat16), 32, 0)
     raw = raw.view(*raw.shape[:2], -1, 2).transpose(1, 2).contiguous()  # [tiles, K/2, 16, 2]
     none = torch.empty(len(raw), 0, TILE, dtype=torch.bfloat16)
-    return Packed(DENSE, 32, *weight.shape, raw.view(torch.uint8).flatten(1), none)
+    return Packed(DENSE, 32, weight.shape[0], weight.shape[1], raw.view(torch.uint8).flatten(1), none)
 
 
 def unpack(packed: Packed) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,14 @@ fill the memory bus. Costs 1.5 µs a call for the parallel region."""
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import prange, types
-from numba.core.cgutils import ir
+from numba.core.cgutils import ir  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from torch import Tensor
 
-from stablelm.kernels.cpu.compilation import compiled
+from stablelm.kernels.cpu.compilation import compiled, use_threads
 from stablelm.kernels.cpu.packing import DENSE, SMALLEST, Packed
 from stablelm.kernels.cpu.vectors import BYTES, F32, FLOATS, I16, I32, I64, INTS, LANES, Emitter, each
 
@@ -243,6 +242,6 @@ def product(packed: Packed, x: Tensor) -> Tensor:
         np.int64,
     )  # fmt: skip
     if batch:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        use_threads()
         _PRODUCTS[packed.bits](table, len(packed.weight) // 2, batch)
     return torch.from_numpy(out)[:, : packed.rows]

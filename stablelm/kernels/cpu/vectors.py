@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from numba.core.cgutils import ir  # llvmlite's, the very one that Numba uses
-from numba.core.codegen import ll
+from numba.core.cgutils import ir  # type: ignore[attr-defined]  # llvmlite's, the one that Numba uses
+from numba.core.codegen import ll  # type: ignore[attr-defined]
 
 from stablelm.config.errors import InputError
 
