@@ -31,7 +31,7 @@ def application() -> "typer.Typer":
     """The verbs."""
     import typer
 
-    from stablelm.cli import data, demo, generate, models, tokenizer, train
+    from stablelm.cli import data, demo, generate, models, quantize, tokenizer, train
 
     app = typer.Typer(
         name="stablelm",
@@ -43,7 +43,7 @@ def application() -> "typer.Typer":
     )  # fmt: skip
 
     verbs = (demo.demo, models.init, train.train, train.report, generate.generate, models.inspect)
-    for verb in (*verbs, models.convert, models.export):
+    for verb in (*verbs, models.convert, models.export, quantize.quantize):
         app.command()(verb)
     app.add_typer(data.app, name="data")
     app.add_typer(tokenizer.app, name="tokenizer")

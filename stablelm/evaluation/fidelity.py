@@ -53,13 +53,13 @@ def fidelity(
     batches: Sequence[Tensor],
     slice_: int = 64,
 ) -> Fidelity:
-    """`model` beside a reference whose hidden states (`hidden_of`) and head are given, on the same batches."""
+    """`model` beside a reference whose hidden states (`hidden_of`) and head are given, same batches."""
     kl, largest, same, nats, reference_nats, tokens, predicted = 0.0, 0.0, 0, 0.0, 0.0, 0, 0
     for theirs, ids in zip(reference, batches, strict=True):
         ours = model.hidden_states(ids).flatten(0, 1)
         labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1).flatten()
         for a, b, y in zip(
-            theirs.flatten(0, 1).split(slice_), ours.split(slice_), labels.split(slice_), strict=True
+            *(torch.split(x, slice_) for x in (theirs.flatten(0, 1), ours, labels)), strict=True
         ):
             p, q = head(a).float().log_softmax(-1), model.lm_head(b).float().log_softmax(-1)  # [slice, V]
             each = (p.exp() * (p - q)).sum(-1)

@@ -1,9 +1,9 @@
 """Weights in 4 or 8 bits: what is rounded, how, and the layer that computes with them.
 
-Every projection of the blocks is rounded group by group along its columns (symmetric, `kernels/cpu`). The head
-of a 4-bit model has 8 bits (its errors reach the logits directly; it costs 4 % of the bytes of a token), the
-embedding stays as it is (one row of it is read a token), and so do norms and biases. With batches of ids the
-blocks are calibrated in order, each on what the already rounded ones before it put out: GPTQ (Frantar et al.,
+Every projection of the blocks is rounded group by group along its columns (symmetric, `kernels/cpu`). The
+head of a 4-bit model has 8 bits (its errors reach the logits directly; it costs 4 % of the bytes of a token),
+the embedding stays as it is (one row of it is read a token), and so do norms and biases. With batches of ids
+the blocks are calibrated in order, each on what the already rounded ones before it put out: GPTQ (Frantar et al.,
 2022), with the scales searched by the errors that matter, each column weighed by the mean square of its
 inputs. Rejected: zero points (one more product a group; on these weights the searched symmetric scale is as
 good), 3 bits and less."""
@@ -54,8 +54,8 @@ class Recipe:
         method = values.get("quant_method") if isinstance(values, dict) else values
         if method != "stablelm":
             raise InputError(
-                f"{source}: quantization_config of {method!r} cannot be read. Use the unquantised weights and "
-                "`stablelm quantize`."
+                f"{source}: quantization_config of {method!r} cannot be read. Use the unquantised weights "
+                "and `stablelm quantize`."
             )
         if values.get("version") != 1:
             raise InputError(
@@ -65,7 +65,7 @@ class Recipe:
         unknown = sorted(values.keys() - asdict(cls(4)).keys())
         if unknown:
             raise InputError(f"{source}: quantization_config.{unknown[0]} is not known. Quantise again.")
-        cls.of(values.get("bits"), values.get("group"))  # type: ignore[arg-type]
+        cls.of(values.get("bits"), values.get("group"))
         if values.get("head_bits") not in BITS:
             raise InputError(f"{source}: quantization_config.head_bits = {values.get('head_bits')!r}.")
         return cls(**values)
@@ -115,16 +115,17 @@ class QuantizedLinear(nn.Module):
 class QuantizedHead(QuantizedLinear):
     """The output projection; with labels, the summed cross-entropy in float32, `chunk` tokens at a time."""
 
-    chunk: int = 128
+    chunk: int = 512
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """hidden [..., h] → logits [..., V]; labels [...] already shifted, negative = ignored."""
         if labels is None:
             return super().forward(hidden)
-        pieces = zip(hidden.flatten(0, -2).split(self.chunk), labels.flatten().split(self.chunk), strict=True)
+        flat, targets = hidden.flatten(0, -2), labels.flatten()
+        pieces = zip(torch.split(flat, self.chunk), torch.split(targets, self.chunk), strict=True)
         losses = [
             functional.cross_entropy(
-                super(QuantizedHead, self).forward(h).float(),
+                QuantizedLinear.forward(self, h).float(),
                 y.clamp(min=-1),
                 ignore_index=-1,
                 reduction="sum",
@@ -166,6 +167,11 @@ def kernels_in_use() -> str:
     return f"Numba, {INSTRUCTIONS}; above {FEW_ROWS} rows torch._int_mm"
 
 
+def is_packed(model: StableLM) -> bool:
+    """Whether the model's weights are quantised."""
+    return isinstance(model.lm_head, QuantizedLinear)
+
+
 def projections(model: StableLM) -> list[tuple[str, Linear]]:
     """What is rounded, by name: every projection of the blocks, then the head."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]
@@ -194,6 +200,8 @@ def quantize(
 
     `calibration`: batches of ids [B, S] of real text, some thousand tokens in all. `progress` is called with
     the name of every matrix that is done. `InputError` for weights that are not finite."""
+    if is_packed(model):
+        raise InputError("the model is quantised already; start from the original.")
     if model.device.type != "cpu":
         raise InputError("quantise on the CPU: the packed weights are made for it.")
     for ids in calibration:

@@ -2,10 +2,9 @@
 
 For 4 bits a group's scale is searched: the largest magnitude on level −8 or on 7 (so a scale may be
 negative), or up to a third beyond the end and clipped; the level and scale with the smallest Σ importance ·
-(w − scale · level)² win, then the scale is fitted to its levels by least squares. Every candidate is rounded to
-bfloat16 before its levels are chosen. For 8 bits the largest magnitude is level 127, which is never clipped.
-Costs 24 passes over a group in registers: some 20 s for 3 billion weights on two cores. Rejected: a search in
-PyTorch (24 passes over memory)."""
+(w − scale · level)² win, then the scale is fitted to its levels by least squares. Every candidate is rounded
+to bfloat16 before its levels are chosen. For 8 bits the largest magnitude is level 127, never clipped.
+Costs 24 passes over a group in the first cache. Rejected: a search in PyTorch (24 passes over memory)."""
 
 from typing import Any
 
