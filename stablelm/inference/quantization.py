@@ -3,10 +3,9 @@
 Every projection of the blocks is rounded group by group along its columns (symmetric, `kernels/cpu`). The
 head of a 4-bit model has 8 bits (its errors reach the logits directly; it costs 4 % of the bytes of a token),
 the embedding stays as it is (one row of it is read a token), and so do norms and biases. With batches of ids
-the blocks are calibrated in order, each on what the already rounded ones before it put out: GPTQ (Frantar et al.,
-2022), with the scales searched by the errors that matter, each column weighed by the mean square of its
-inputs. Rejected: zero points (one more product a group; on these weights the searched symmetric scale is as
-good), 3 bits and less."""
+the blocks are calibrated in order, each on what the already rounded ones before it put out: GPTQ (Frantar et
+al., 2022), with the scales searched by the errors that matter, each column weighed by the mean square of its
+inputs. Rejected: zero points (one more product a group), 3 bits and less."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
