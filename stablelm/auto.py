@@ -14,6 +14,8 @@ from torch import Tensor
 
 from stablelm.config import InputError
 from stablelm.inference import Sampling, generate_ids
+from stablelm.inference.quantization import Recipe, is_packed
+from stablelm.inference.quantization import quantize as round_model
 from stablelm.interchange import open_path, save_pretrained
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.open import locate
@@ -167,10 +169,22 @@ class AutoTokenizer:
 
 
 def load(
-    path: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device = "cpu",
+    quantize: int | None = None,
+    group: int = 64,
 ) -> tuple[PretrainedStableLM, Tokenizer]:
-    """Model and tokenizer of a path, ready for `generate`; `InputError` when one of them is not there."""
+    """Model and tokenizer of a path, ready for `generate`; `InputError` when one of them is not there.
+
+    `quantize` 4 or 8 rounds the weights to that many bits, with a scale every `group` columns, while loading;
+    `stablelm quantize` does it once and for all."""
+    recipe = None if quantize is None else Recipe.of(quantize, group)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device)
+    if recipe is not None:
+        if is_packed(model):
+            raise InputError(f"{path}: quantised already; leave quantize= away, or load the original.")
+        round_model(model, recipe)
     if model.tokenizer is None:
         return model, AutoTokenizer.from_pretrained(path)  # which says what is missing
     return model, model.tokenizer

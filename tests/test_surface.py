@@ -18,7 +18,7 @@ SIGNATURES = {
         "path, *, torch_dtype=None, dtype=None, device_map=None, attn_implementation=None, "
         f"use_flash_attention_2=False, {HUB}",
     "AutoTokenizer.from_pretrained": f"path, *, {HUB}",
-    "load": "path, dtype=None, device='cpu'",
+    "load": "path, dtype=None, device='cpu', quantize=None, group=64",
     "generate": f"model, tokenizer, prompt, *, {SAMPLING}",
     "evaluate": "models, *, suite=None, tasks=(), data=None, limit=None, out=None, dtype=None, "
         "device='auto', progress=True",

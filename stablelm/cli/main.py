@@ -32,7 +32,7 @@ def application() -> "typer.Typer":
     import typer
 
     from stablelm.cli import (
-        checkpoint, config, data, demo, evaluate, generate, models, plan, tokenizer, train,
+        checkpoint, config, data, demo, evaluate, generate, models, plan, quantize, tokenizer, train,
     )  # fmt: skip
 
     app = typer.Typer(
@@ -46,7 +46,7 @@ def application() -> "typer.Typer":
 
     verbs = (
         demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, evaluate.evaluate,
-        models.inspect, models.convert, models.export,
+        models.inspect, models.convert, models.export, quantize.quantize,
     )  # fmt: skip
     for verb in verbs:
         app.command()(verb)

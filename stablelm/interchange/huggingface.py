@@ -6,6 +6,7 @@
 Weights keep their names and precision. A directory appears whole or not at all; saving needs no memory beside
 the model, loading none beside the weights (see `weights.py`)."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,25 @@ def save_pretrained(
     max_shard_bytes: int = 5_000_000_000,
     spelling: Spelling = "stablelm",
     files: Mapping[str, str] | None = None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `directory` in the model's own precision; it may not exist yet, or be empty.
 
     A file holds at most `max_shard_bytes` of weights, except that no tensor is split. `spelling` is that of
-    config.json. `files` are texts to put beside the weights, by name (a README.md)."""
+    config.json. `files` are texts to put beside the weights, by name (a README.md).
+    `quantization` is the recipe of a model with packed weights, kept in config.json."""
     directory = Path(directory)
     refuse_existing(directory)
+    if quantization is None and (
+        packed := [n for n, t in model.state_dict().items() if t.dtype == torch.uint8]
+    ):
+        raise InputError(
+            f"{directory}: tensor {packed[0]!r} is quantised, as only `stablelm quantize` writes it; "
+            "export or convert the original."
+        )
     settings = to_huggingface(model.config, str(model.dtype).removeprefix("torch."), spelling)
+    if quantization is not None:
+        settings["quantization_config"] = dict(quantization)
     _check_sizes(model, tokenizer)
     tensors = model.state_dict()
     total = sum(tensor.nbytes for tensor in tensors.values())
@@ -67,10 +79,8 @@ def save_pretrained(
         names: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            # "pt" because transformers refuses a file that does not say so
-            save_file(
-                {name: tensors[name].cpu().contiguous() for name in shard}, aside / file, {"format": "pt"}
-            )
+            held = {name: tensors[name].cpu().contiguous() for name in shard}
+            save_file(held, aside / file, _metadata(held))
             (aside / file).chmod(
                 (aside / "config.json").stat().st_mode
             )  # safetensors lets only its owner read
@@ -163,6 +173,24 @@ def _check_sizes(model: StableLM, tokenizer: Tokenizer | None) -> None:
             f"{tokenizer.source}: {tokenizer.size:,} ids are more than the model's vocab_size "
             f"{model.config.vocab_size:,}; it is not this model's tokenizer."
         )
+
+
+def _metadata(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """A file's metadata: "pt", because transformers refuses a file that does not say so.
+
+    Packed weights get spaces that make the header end on a multiple of 64 bytes, so that each 64 bytes of a
+    mapped weight lie in one cache line."""
+    metadata = {"format": "pt"}
+    if not any(tensor.dtype == torch.uint8 for tensor in tensors.values()):
+        return metadata
+    names, offset = {torch.uint8: "U8"} | {dtype: name for name, dtype in DTYPES.items()}, 0
+    header: dict[str, Any] = {"__metadata__": metadata | {"padding": ""}}
+    # the order of safetensors: wide types first, then by name
+    for name, tensor in sorted(tensors.items(), key=lambda pair: (-pair[1].itemsize, pair[0])):
+        offsets = [offset, offset := offset + tensor.nbytes]
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return metadata | {"padding": " " * (-(8 + length) % 64)}
 
 
 def _shards(tensors: dict[str, Tensor], limit: int) -> Iterator[list[str]]:

@@ -28,6 +28,7 @@ from stablelm.interchange.native import finished_checkpoints, is_checkpoint
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.neox_inspection import describe_neox
 from stablelm.interchange.open import open_path
+from stablelm.interchange.quantized import packed_layers
 from stablelm.interchange.weights import StoredTensor, build_model, read_header, read_headers
 from stablelm.model import StableLM
 from stablelm.storage import MANIFEST, read_json, read_manifest, refuse_dead_link
@@ -209,7 +210,14 @@ def _model(path: Path, verify: bool) -> Facts:
     stored: dict[str, StoredTensor] = {}
     if inside or any(os.path.lexists(path / name) for name in (WEIGHTS, INDEX)):
         stored = read_headers(inside) if inside else stored_tensors(path)
-        build_model(config, stored, path, None, "meta", StableLM)
+        packed = None if inside else packed_layers(path)
+        build_model(config, stored, path, None, "meta", StableLM, packed)
+        if packed is not None:
+            facts["quantization"] = {
+                name: value
+                for name, value in read_config(path)["quantization_config"].items()
+                if name in ("bits", "group", "head_bits", "calibrated")
+            }
     facts["weights"] = _weights(stored) if stored else "none"
     if (path / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_file(path)

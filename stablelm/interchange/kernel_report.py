@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from stablelm.config import ModelConfig
+from stablelm.inference.quantization import kernels_in_use
 from stablelm.model.backends import choose
 
 _WISHES = {
@@ -34,6 +35,7 @@ def kernel_report(config: ModelConfig, device: torch.device, dtype: torch.dtype)
         "sdpa_in_prefill": _fused(config, device, dtype, _TOKENS, masked=False),
         "sdpa_in_decoding": _fused(config, device, dtype, 1, masked=False),
         "sdpa_with_padding": _fused(config, device, dtype, _TOKENS, masked=True),
+        "quantised_weights": kernels_in_use(),
         "everything_else": "PyTorch operators (rotary, LayerNorm, SwiGLU, head)",
     }
 

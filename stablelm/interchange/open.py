@@ -12,6 +12,7 @@ from stablelm.interchange.gguf import is_gguf, load_gguf
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, load_pretrained
 from stablelm.interchange.native import is_checkpoint, load_checkpoint, newest_checkpoint
 from stablelm.interchange.neox import is_neox, load_neox
+from stablelm.interchange.quantized import is_quantized, load_quantized
 from stablelm.model import StableLM
 from stablelm.storage import refuse_dead_link
 from stablelm.tokenizer import Tokenizer
@@ -36,6 +37,8 @@ def open_path(
     found = locate(path)
     if is_checkpoint(found):
         return load_checkpoint(found, dtype, device, build)
+    if is_quantized(found):
+        return load_quantized(found, dtype, device, build)
     return load_pretrained(found, dtype, device, build, allow_pickle)
 
 

@@ -10,7 +10,7 @@ can run code."""
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from stablelm.model import StableLM
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHARDING = "DCP_SHARDING_INFO"
+_READ = DTYPES | {"U8": torch.uint8}  # packed weights, see `quantized.py`
 _LARGEST_HEADER = 100_000_000
 PICKLES = (".bin", ".pt", ".pth")
 _REMEDY = "Download or copy the file again."
@@ -81,9 +82,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             whole = False
         if not whole:
             raise InputError(f"{file}: the header's entry for {name!r} is broken. {_REMEDY}")
-        if dtype not in DTYPES:
+        if dtype not in _READ:
             raise InputError(f"{file}: tensor {name!r} is {dtype}; weights are one of {', '.join(DTYPES)}.")
-        if last - first != math.prod(shape) * DTYPES[dtype].itemsize:
+        if last - first != math.prod(shape) * _READ[dtype].itemsize:
             raise InputError(
                 f"{file}: tensor {name!r} of shape {list(shape)} does not fill its bytes. {_REMEDY}"
             )
@@ -95,7 +96,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         offset = offsets.get(name)
         if offset is not None and len(offset) != len(shape):
             raise InputError(f"{file}: the header's entry for {name!r} is broken. {_REMEDY}")
-        tensors[name], end = StoredTensor(file, DTYPES[dtype], shape, offset), max(end, last)
+        tensors[name], end = StoredTensor(file, _READ[dtype], shape, offset), max(end, last)
     if 8 + length + end != size:
         raise InputError(f"{file}: {size - 8 - length - end:,} bytes after its last tensor. {_REMEDY}")
     return tensors
@@ -170,8 +171,11 @@ def build_model(
     dtype: torch.dtype | None,
     device: torch.device | str,
     build: type[StableLM],
+    prepare: Callable[[StableLM], None] | None = None,
 ) -> StableLM:
-    """A model of class `build` with these weights; `InputError` unless they are just what `config` wants."""
+    """A model of class `build` with these weights; `InputError` unless they are just what `config` wants.
+
+    `prepare` changes the empty model first (packed layers); tensors then keep their stored precision."""
     held = sum(math.prod(stored.shape) for stored in tensors.values())
     # Far off, the model is not even built: a damaged number could make that take for ever.
     if config.num_hidden_layers > len(tensors) or config.num_parameters > 1000 * held:
@@ -185,7 +189,10 @@ def build_model(
         config = config.model_copy(update={"use_norm_bias": True})
     with torch.device("meta"):
         model = build(config)
+        if prepare is not None:
+            prepare(model)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    kinds = {name: value.dtype for name, value in model.state_dict().items()}
     # Old converters also stored the rotary frequencies, which follow from the config.
     tensors = {n: t for n, t in tensors.items() if n in wanted or not n.endswith("rotary_emb.inv_freq")}
     missing, foreign = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
@@ -202,7 +209,12 @@ def build_model(
                 f"{stored.file}: tensor {name!r} has shape {list(stored.shape)}, config.json wants "
                 f"{list(wanted[name])}. One of the two files belongs to another model."
             )
-    dtype = dtype or tensors["lm_head.weight"].dtype
+        if (stored.dtype == torch.uint8) != (kinds[name] == torch.uint8):
+            raise InputError(
+                f"{stored.file}: tensor {name!r} is {stored.dtype}; it belongs to another model."
+            )
+    if prepare is None:
+        dtype = dtype or tensors["lm_head.weight"].dtype
     model.load_state_dict(_read(tensors, dtype, device), assign=True)
     return model.eval()
 
@@ -213,7 +225,7 @@ def read_tensor(name: str, stored: StoredTensor) -> Tensor:
 
 
 def _read(
-    tensors: dict[str, StoredTensor], dtype: torch.dtype, device: torch.device | str
+    tensors: dict[str, StoredTensor], dtype: torch.dtype | None, device: torch.device | str
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     parts: dict[Path, list[tuple[str, StoredTensor]]] = {}

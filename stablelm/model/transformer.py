@@ -99,8 +99,8 @@ class StableLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision in which the weights are kept."""
-        return self.lm_head.weight.dtype
+        """Precision in which the weights are kept (the embedding's: it is never quantised)."""
+        return self.model.embed_tokens.weight.dtype
 
     def use_attention(self, name: str | None = None) -> Backend:
         """Chooses the attention kernel, for where the model is: None, "sdpa", "eager",

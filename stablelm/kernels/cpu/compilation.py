@@ -1,0 +1,50 @@
+"""How the CPU kernels are compiled and kept: as the loops over text, by the content of this whole folder, and
+by the instruction set that the emitter writes for. Costs about 2 s a kernel, once."""
+
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import torch
+from numba import njit
+
+from stablelm.kernels.cpu.vectors import INSTRUCTIONS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FLOATS = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums may be reordered; a NaN stays one."""
+
+
+@cache
+def sources() -> str:
+    """Hash of every Python file of this folder, and the instruction set."""
+    total = sha256(INSTRUCTIONS.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+def compiled(parallel: bool = False) -> Callable[[F], F]:
+    """A function in machine code, made at its first call and kept; free to reorder float sums."""
+
+    def make(function: F) -> F:
+        fast: Any = njit(cache=True, nogil=True, parallel=parallel, fastmath=_FLOATS)(function)
+        kept = fast._cache._cache_file
+        assert hasattr(kept, "_source_stamp"), (
+            "Numba's cache has changed: find where it compares the file's stamp"
+        )
+        kept._source_stamp = (sources(), kept._source_stamp)
+        result: F = fast
+        return result
+
+    return make
+
+
+def use_threads() -> None:
+    """Parallel kernels of this thread take as many threads as PyTorch does."""
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(torch.get_num_threads(), most))

@@ -1,0 +1,150 @@
+"""Vector instructions for Numba: which of them this CPU has, and a small emitter that writes them.
+
+LLVM does not find the dot-product instructions in plain loops (1 GB/s where the memory gives 45), so the
+kernels emit LLVM's code themselves. All vectors here are 16 lanes wide whatever the machine: LLVM splits them
+where registers are narrower. Only `dot` knows the instruction set. Rejected: C through a compiler (nobody's
+laptop has one), inline assembly (one kernel for each machine)."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numba.core.cgutils import ir  # type: ignore[attr-defined]  # llvmlite's, the one that Numba uses
+from numba.core.codegen import ll  # type: ignore[attr-defined]
+
+from stablelm.config.errors import InputError
+
+LANES = 16
+NAMES = ("avx512-vnni", "avx2", "portable")
+"""Instruction sets that `dot` knows, fastest first. NEON is served by `portable`: untested there."""
+_NEEDS = {"avx512-vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), "avx2": ("avx2", "fma")}
+
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+BYTES = ir.VectorType(I8, 4 * LANES)
+INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+
+
+def _able() -> list[str]:
+    features = ll.get_host_cpu_features()
+    return [n for n in NAMES if all(features.get(need, False) for need in _NEEDS.get(n, ()))]
+
+
+def _chosen() -> str:
+    wish = os.environ.get("STABLELM_CPU_KERNELS", ABLE[0])
+    if wish not in ABLE:
+        raise InputError(f"STABLELM_CPU_KERNELS={wish}: this CPU can run {', '.join(ABLE)}. Unset it.")
+    return wish
+
+
+ABLE = _able()
+"""Those of `NAMES` that this CPU has."""
+INSTRUCTIONS = _chosen()
+"""What the kernels of this process use: the best the CPU has, or a lesser one named by
+$STABLELM_CPU_KERNELS."""
+
+
+class Emitter:
+    """Writes vector code through an LLVM builder. Addresses are 64-bit integers."""
+
+    def __init__(self, builder: Any) -> None:
+        self.b = builder
+
+    def load(self, kind: Any, address: Any, offset: int = 0) -> Any:
+        """A value of `kind` at address + offset, aligned or not."""
+        where = self.b.add(address, I64(offset)) if offset else address
+        return self.b.load(self.b.inttoptr(where, kind.as_pointer()), align=1)
+
+    def store(self, value: Any, address: Any) -> None:
+        """A value to an address, aligned or not."""
+        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=1)
+
+    def prefetch(self, address: Any, ahead: int) -> None:
+        """Asks for the cache line at address + ahead; one that does not exist is no error."""
+        pointer = self.b.inttoptr(self.b.add(address, I64(ahead)), I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        call = self.b.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
+        self.b.call(call, [pointer, I32(0), I32(3), I32(1)])
+
+    def splat(self, value: Any, lanes: int = LANES) -> Any:
+        """The value in every lane."""
+        kind = ir.VectorType(value.type, lanes)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), zeros)
+
+    def loop(
+        self, count: Any, carried: Sequence[Any], body: Callable[[list[Any]], Sequence[Any]]
+    ) -> list[Any]:
+        """`count` ≥ 1 times: body(values) → the next values, starting from `carried`; returns the last."""
+        before, inside = self.b.block, self.b.append_basic_block("loop")
+        after = self.b.append_basic_block("done")
+        self.b.branch(inside)
+        self.b.position_at_end(inside)
+        phis = [self.b.phi(value.type) for value in (count, *carried)]
+        for phi, value in zip(phis, (count, *carried), strict=True):
+            phi.add_incoming(value, before)
+        results = list(body(phis[1:]))
+        left = self.b.sub(phis[0], I64(1))
+        for phi, value in zip(phis, (left, *results), strict=True):
+            phi.add_incoming(value, self.b.block)
+        self.b.cbranch(self.b.icmp_signed(">", left, I64(0)), inside, after)
+        self.b.position_at_end(after)
+        return results
+
+    def widen(self, halves: Any) -> Any:
+        """<16 x i16> of bfloat16 → <16 x float>."""
+        return self.b.bitcast(self.b.shl(self.b.zext(halves, INTS), each(16)), FLOATS)
+
+    def fma(self, a: Any, x: Any, y: Any) -> Any:
+        """a + x·y, in one instruction where there is one."""
+        return self.b.fadd(a, self.b.fmul(x, y, flags=("contract",)), flags=("contract",))
+
+    def dot(self, total: Any, weights: Any, x: Any) -> Any:
+        """total [16] + Σ over 4 of weights (16 × 4 unsigned bytes) · x (4 signed bytes, as one i32);
+        exact."""
+        spread = self.splat(x)
+        if INSTRUCTIONS == "avx512-vnni":
+            kind = ir.FunctionType(INTS, [INTS, INTS, INTS])
+            dp = self.b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", fnty=kind)
+            return self.b.call(dp, [total, self.b.bitcast(weights, INTS), spread])
+        words = self.b.bitcast(weights, INTS)
+        if INSTRUCTIONS == "avx2":
+            return self.b.add(total, self._pairs(words, spread))
+        for place in range(4):
+            w = self.b.and_(self.b.lshr(words, each(8 * place)), each(255))
+            signed = self.b.ashr(self.b.shl(spread, each(24 - 8 * place)), each(24))
+            total = self.b.add(total, self.b.mul(w, signed))
+        return total
+
+    def _pairs(self, words: Any, spread: Any) -> Any:
+        # `vpmaddubsw` would saturate on 8-bit weights; two exact 16-bit products an 8-row half instead.
+        shorts, half = ir.VectorType(I16, 2 * LANES), ir.VectorType(I16, LANES)
+        out = ir.VectorType(I32, LANES // 2)
+        eight = ir.Constant(shorts, [8] * 2 * LANES)
+        w, x = self.b.bitcast(words, shorts), self.b.bitcast(spread, shorts)
+        odd = self.b.lshr(w, eight), self.b.ashr(x, eight)
+        even = (
+            self.b.and_(w, ir.Constant(shorts, [255] * 2 * LANES)),
+            self.b.ashr(self.b.shl(x, eight), eight),
+        )
+        madd = self.b.module.declare_intrinsic(
+            "llvm.x86.avx2.pmadd.wd", fnty=ir.FunctionType(out, [half, half])
+        )
+
+        def part(vector: Any, start: int, count: int) -> Any:
+            picked = ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
+            return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), picked)
+
+        sums = []
+        for start in (0, LANES):
+            first, second = (
+                self.b.call(madd, [part(a, start, LANES), part(b, start, LANES)]) for a, b in (odd, even)
+            )
+            sums.append(self.b.add(first, second))
+        joined = ir.Constant(INTS, list(range(LANES)))
+        return self.b.shuffle_vector(sums[0], sums[1], joined)
+
+
+def each(value: int) -> Any:
+    """16 equal integers."""
+    return ir.Constant(INTS, [value] * LANES)
