@@ -32,7 +32,17 @@ def application() -> "typer.Typer":
     import typer
 
     from stablelm.cli import (
-        checkpoint, config, data, demo, evaluate, generate, models, plan, quantize, tokenizer, train,
+        checkpoint,
+        config,
+        data,
+        demo,
+        evaluate,
+        generate,
+        models,
+        plan,
+        quantize,
+        tokenizer,
+        train,
     )  # fmt: skip
 
     app = typer.Typer(

@@ -245,7 +245,8 @@ def _read(
                         found[name] = value.to(device=device, dtype=dtype)
                         continue
                     if name not in found:
-                        found[name] = torch.empty(tensors[name].shape, dtype=dtype, device=device)
+                        kind = dtype or value.dtype
+                        found[name] = torch.empty(tensors[name].shape, dtype=kind, device=device)
                     begin = piece.offset or ()
                     place = tuple(slice(b, b + n) for b, n in zip(begin, piece.shape, strict=True))
                     found[name][place] = value.to(device=device, dtype=dtype)
