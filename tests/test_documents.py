@@ -9,6 +9,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/architecture.md",
     "docs/dependencies.md",
+    "docs/parallelism.md",
     "docs/seed.md",
 ]
 FOLDERS = ("tests/", "docs/", "configs/", "tools/", "benchmarks/", "runs/", "stablelm/")
