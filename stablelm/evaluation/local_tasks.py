@@ -7,7 +7,7 @@ line."""
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,10 @@ def write_definitions(folder: Path, data: str | Path, tasks: Sequence[str]) -> N
 
 
 @contextmanager
-def offline() -> Iterator[None]:
-    """Nothing is asked of the Hub while this lasts."""
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+def environment(**values: str) -> Iterator[None]:
+    """These environment variables while this lasts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
@@ -127,6 +126,11 @@ def offline() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def offline() -> AbstractContextManager[None]:
+    """Nothing is asked of the Hub while this lasts."""
+    return environment(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 
 _SCIQ_VALIDATION = "375fc3d9280f9f14"  # sha256 of the question that its validation split begins with

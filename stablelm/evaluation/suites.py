@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stablelm.config import InputError
-from stablelm.evaluation.local_tasks import check_files, offline, sciq_split, write_definitions
+from stablelm.evaluation.local_tasks import check_files, environment, offline, sciq_split, write_definitions
 from stablelm.evaluation.published import README_RULE, TASKS
 from stablelm.model import StableLM
 from stablelm.storage import atomic_file, write_text
@@ -134,6 +134,8 @@ def _harness(scorer: Any, suite: Suite, data: str | Path | None, limit: int | No
                 )
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # it prints what it bootstraps
         stack.enter_context(_without_git(evaluator))
+        # Its bootstrap forks this process, whose threads may hold locks that the children then wait for.
+        stack.enter_context(environment(DISABLE_MULTIPROC="1"))
         merged: dict[str, Any] = {}
         for shots in sorted({shots for _, shots, _ in suite.tasks}):
             wanted = [task for task, count, _ in suite.tasks if count == shots]

@@ -1,6 +1,7 @@
 """The nine tasks from files, end to end: tables, files, pages, interruptions, comparisons."""
 
 import json
+import os
 import socket
 
 import pytest
@@ -21,6 +22,18 @@ def _no_network(monkeypatch):
         raise AssertionError("something asked for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_forks():
+    """A process with threads must not be forked: children wait for locks that nobody will open."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse():
+            raise AssertionError("something forked")
+
+        patch.setattr(os, "fork", refuse)
+        yield
 
 
 @pytest.fixture(scope="module")
