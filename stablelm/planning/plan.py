@@ -80,14 +80,15 @@ def make_plan(
     full = math.ceil((samples + skipped) / batch.sequences)
     planned = full if config.steps is None else config.steps
     if origin is not None and config.branch is not None:
+        asked = config.branch.cooldown_steps
         left = math.ceil(samples / batch.sequences) - origin.step
-        if config.branch.cooldown_steps > left:
+        if asked > left:
             raise InputError(
-                f"branch.cooldown_steps {config.branch.cooldown_steps:,}: only {max(0, left):,} steps of data "
-                f"are left after step {origin.step:,}, where the run branches off. Ask for no more, branch "
-                "off earlier, or add to what is read by one more of data.phases."
+                f"branch.cooldown_steps {asked:,}: only {max(0, left):,} steps of data are left after step "
+                f"{origin.step:,}, where the run branches off. Ask for no more, branch off earlier, or read "
+                "more by one more of data.phases."
             )
-        planned = origin.step + config.branch.cooldown_steps
+        planned = origin.step + asked
     elif planned > full:
         raise InputError(
             f"steps {planned:,} × batch.sequences {batch.sequences:,} asks for {planned * batch.sequences:,} "

@@ -19,9 +19,9 @@ from stablelm.training.checkpoint import read_state
 from stablelm.training.resume import remedy_for
 
 Parent = dict[str, Any]
-"""`checkpoint`, and of its state `step`, `samples`, `steps`, `config`, its own `branch` if it is one; the
-`ancestors` of its initial weights."""
-_KEPT = ("step", "samples", "steps", "config", "branch")
+"""`checkpoint`, and of its state what `_KEPT` lists (`branch` if it is one itself); the `ancestors` of its
+initial weights."""
+_KEPT = ("step", "samples", "steps", "config", "data_fingerprint", "branch")
 
 
 def parent_of(config: RunConfig) -> Parent | None:

@@ -74,17 +74,17 @@ def same_run(
     state: dict[str, Any],
     config: RunConfig,
     loader: Samples,
-    plan: Plan,
     path: Path,
     *,
+    steps: int | None,
     force_data: bool = False,
-    branching: bool = False,
 ) -> None:
-    """Refuses to continue, or to branch off, with another configuration or another past; names the keys that
-    differ.
+    """Refuses to continue with another configuration or another past; names the keys that differ.
 
+    `steps` are what the learning rate is planned for; None branches off, with a plan of its own.
     `force_data` takes whatever data the configuration names: the samples go on at the number that the
     checkpoint has reached, in the new data's order."""
+    branching = steps is None
     changed = partial(_changed, path, _PARENTAL if branching else _SAME)
     saved, given = state["config"], config.model_dump(mode="json")
     began: RunConfig | None = None
@@ -127,11 +127,12 @@ def same_run(
         raise InputError(
             changed(f"data.{found[0]}", *found[1:])
             + f" The samples up to number {end - 1:,} are consumed; phases and "
-            "skipped ranges may change what comes after them. To go further back, remove this checkpoint."
+            "skipped ranges may change what comes after them. To go further back, "
+            + ("branch off an earlier checkpoint." if branching else "remove this checkpoint.")
         )
-    if plan.schedule_steps != state["steps"] and not branching:
+    if steps not in (None, state["steps"]):
         raise InputError(
-            changed("steps", state["steps"], plan.schedule_steps)
+            changed("steps", state["steps"], steps)
             + f" They plan the learning rate; with `steps: {state['steps']}` the data ahead may change."
         )
 

@@ -104,7 +104,11 @@ class Trainer:
 
     def _open_data(self) -> None:
         self.parent = parent_of(self.config)
+        self.branching = self.parent is not None and not finished_checkpoints(self.run)
         self.dataset, self.loader = open_data(self.config)
+        if self.branching and self.parent is not None:
+            parent = Path(self.parent["checkpoint"])
+            same_run(self.parent, self.config, self.loader, parent, steps=None)
         size, vocabulary = self.dataset.tokenizer_size, self.config.model.vocab_size
         if vocabulary < size:
             raise InputError(
@@ -160,24 +164,25 @@ class Trainer:
     def _begin(self, resume: bool, force_data: bool) -> None:
         """Continues from the newest checkpoint; a branch that has none from that of its parent."""
         saved = self.ranks.at_first(lambda: finished_checkpoints(self.run)) if resume else []
-        branching = not saved and self.parent is not None
-        if not saved and self.parent is None:
+        if self.branching and self.parent is not None:
+            saved = [Path(self.parent["checkpoint"])]
+        elif not saved:
             if resume:
                 self.console.message(f"{self.run}: no checkpoint yet; starting from step 0")
             return
-        path = saved[-1] if self.parent is None or saved else Path(self.parent["checkpoint"])
-        remedy, force = remedy_for(path, branching=branching), force_data and not branching
+        path, steps = saved[-1], self.plan.schedule_steps
+        remedy = remedy_for(path, branching=self.branching)
         state = self.ranks.together(lambda: read_state(path, remedy))[self.ranks.rank]
-        self.ranks.together(
-            lambda: same_run(
-                state, self.config, self.loader, self.plan, path, force_data=force, branching=branching
+        if not self.branching:  # else judged before the plan was made
+            self.ranks.together(
+                lambda: same_run(state, self.config, self.loader, path, steps=steps, force_data=force_data)
             )
-        )
         load_checkpoint(path, self.model, self.optimizer, self.ranks, remedy)
         self.step, self.evaluations = state["step"], state["evaluations"]
-        if branching:  # what a run that never saved has left here is not of this one
+        if self.branching:  # what a run that never saved has left here is not of this one
             self.ranks.at_first(lambda: (self.run / METRICS).unlink(missing_ok=True))
-        self.console.message(f"{'branched off' if branching else 'resumed'} {path} after step {self.step:,}")
+        begun = "branched off" if self.branching else "resumed"
+        self.console.message(f"{begun} {path} after step {self.step:,}")
 
     def _loop(self, interruption: Interruption, garbage: PinnedGarbage) -> None:
         config, seconds_a_step = self.config, 0.0

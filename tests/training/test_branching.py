@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stablelm.config import InputError
+from stablelm.config.recipe import DataRecipe
+from stablelm.data.preparation import prepare
 from stablelm.interchange import open_path
 from stablelm.interchange.native import finished_checkpoints as checkpoints
 from stablelm.planning.schedule import Origin, Schedule
@@ -35,6 +38,11 @@ def weights(run):
     return open_path(run)[0].state_dict()
 
 
+def moments(checkpoint):
+    files = (checkpoint / "optimizer").glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def contents(run):
     files = (path for path in Path(run).rglob("*") if path.is_file())
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -54,8 +62,10 @@ def parent(make_config):
 def branch(make_config, parent):
     """The configuration of a branch off the parent's step 6."""
 
-    def make(out="branch", step=6, steps=3, **changes):
-        return make_config(out, branch={"checkpoint": at(parent, step), "cooldown_steps": steps}, **changes)
+    def make(out="branch", step=6, cooldown=3, **changes):
+        return make_config(
+            out, branch={"checkpoint": at(parent, step), "cooldown_steps": cooldown}, **changes
+        )
 
     return make
 
@@ -103,15 +113,13 @@ def test_a_crash_at_any_step_changes_nothing(parent, branch, step, gone, tmp_pat
     assert console.done == (8 if step == 9 else 6)
     assert results(run) == results(whole)
     assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(whole).values(), strict=True))
-    moments = [path / "optimizer" for path in (checkpoints(run)[-1], checkpoints(whole)[-1])]
-    assert [p.read_bytes() for p in sorted(moments[0].iterdir())] == [
-        p.read_bytes() for p in sorted(moments[1].iterdir())
-    ]
+    ours, theirs = (moments(checkpoints(r)[-1]) for r in (run, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_branch_of_a_branch(parent, branch, make_config):
     """Cools from the rate that the first one's cooldown had reached."""
-    first = train(branch("first", step=3, steps=6), console=Recorder())
+    first = train(branch("first", step=3, cooldown=6), console=Recorder())
     second = {"branch": {"checkpoint": at(first, 6), "cooldown_steps": 2}}
     run = train(make_config("second", **second), console=Recorder())
     rate = results(first)[3]["lr"]
@@ -125,7 +133,7 @@ def test_a_branch_of_a_branch(parent, branch, make_config):
 
 def test_the_cooldown_is_the_branch_s_own(parent, branch):
     cooled = {"cooldown_shape": "1-sqrt", "cooldown_floor": 0.1}
-    run = train(branch(steps=4, schedule={"warmup": 0.2, **cooled}), console=Recorder())
+    run = train(branch(cooldown=4, schedule={"warmup": 0.2, **cooled}), console=Recorder())
     high, low = results(parent)[6]["lr"], 0.1 * 5e-3
     expected = [low + (high - low) * (1 - (t / 4) ** 0.5) for t in range(4)]
     assert [r["lr"] for r in results(run)] == pytest.approx(expected)
@@ -139,7 +147,7 @@ def test_the_data_ahead_may_change(parent, branch):
     assert [r["first_sample"] for r in results(run)] == [24, 28, 32]
     assert results(run)[0]["loss"] != results(parent)[6]["loss"]
     data["phases"][0].pop("until_step")
-    further = train(branch("further", step=10, steps=2, data=data), console=Recorder())
+    further = train(branch("further", step=10, cooldown=2, data=data), console=Recorder())
     assert [r["first_sample"] for r in results(further)] == [40, 44]
     assert results(further)[0]["lr"] == pytest.approx(0.04 * 5e-3), "the end of the parent's cosine"
 
@@ -173,7 +181,10 @@ def refused(config, message, **how):
             r"schedule.cooldown_steps = None.*but for branch.cooldown_steps",
         ),
         ({"steps": 9}, r"steps = 10, this run says 9"),
-        ({"data": {"epochs": {"tales": 1, "notes": 2}}}, r"data.epochs.notes = 1, this run says 2"),
+        (
+            {"data": {"epochs": {"tales": 1, "notes": 2}}},
+            r"data.epochs.notes = 1.0, this run says 2.0.*branch off an earlier",
+        ),
         ({"data": {"windows": {"tales": 11, "notes": 16}}}, r"data.windows.tales = 12, this run says 11"),
     ],
 )
@@ -183,14 +194,20 @@ def test_another_configuration_is_refused_by_its_key(branch, changes, message):
 
 
 def test_another_dataset_is_refused(branch, dataset_path, tmp_path):
-    from stablelm.storage import MANIFEST
-
-    other = shutil.copytree(dataset_path, tmp_path / "other")
-    manifest = other / MANIFEST
-    assert manifest.is_file(), sorted(other.iterdir())
-    train_file = next((other / "tales").glob("train*.bin"))
-    assert train_file
-    refused(branch(data={"path": str(other)}, seed=1235), r"seed = 1234")
+    """The same sources and windows, one document more."""
+    (tmp_path / "tales").mkdir()
+    shutil.copytree(dataset_path.parent / "notes", tmp_path / "notes")
+    for path in (dataset_path.parent / "tales").iterdir():
+        (tmp_path / "tales" / path.name).write_text(path.read_text() + " The end.")
+    recipe = DataRecipe(
+        out=str(tmp_path / "prepared"),
+        tokenizer=str(dataset_path.parent / "tokenizer"),
+        sources=[{"name": name, "paths": [str(tmp_path / name)]} for name in ("tales", "notes")],
+        held_out=0.2,
+    )
+    other = branch(data={"path": str(prepare(recipe))})
+    refused(other, r"another dataset or mixture than .*prepared \(their fingerprints differ\). A branch has")
+    assert not Path(other.out).exists()
 
 
 def test_no_checkpoint_is_refused(parent, branch, make_config, tmp_path):
@@ -216,10 +233,10 @@ def test_a_damaged_checkpoint_is_refused_by_name(parent, branch, part):
 
 
 def test_a_cooldown_longer_than_the_data_says_how_many_steps_are_left(parent, branch):
-    refused(branch(steps=5), "branch.cooldown_steps 5: only 4 steps of data are left after step 6")
+    refused(branch(cooldown=5), "branch.cooldown_steps 5: only 4 steps of data are left after step 6")
     refused(branch(step=10), "branch.cooldown_steps 3: only 0 steps of data are left after step 10")
-    refused(branch(steps=4, data={"skip": [[30, 33]]}), "only 3 steps of data are left")
-    assert len(results(train(branch(steps=4), console=Recorder()))) == 4
+    refused(branch(cooldown=4, data={"skip": [[30, 33]]}), "only 3 steps of data are left")
+    assert len(results(train(branch(cooldown=4), console=Recorder()))) == 4
 
 
 def test_a_last_step_that_was_not_full_has_nothing_after_it(make_config):
@@ -247,7 +264,7 @@ def test_a_directory_that_holds_another_run_is_refused(parent, branch, make_conf
     with pytest.raises(InputError, match=r"was trained with branch = .*, this run says None"):
         train(make_config("branch"), resume=True, console=Recorder())
     with pytest.raises(InputError, match=r"branch.cooldown_steps = 3, this run says 4"):
-        train(branch(steps=4), resume=True, console=Recorder())
+        train(branch(cooldown=4), resume=True, console=Recorder())
     with pytest.raises(
         InputError, match=r"branch.checkpoint = '.*step-000006', this run says '.*step-000003'"
     ):
