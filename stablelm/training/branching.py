@@ -46,6 +46,11 @@ def parent_of(config: RunConfig) -> Parent | None:
         raise InputError(
             f"branch.checkpoint: {path} is no finished checkpoint of a run. {known}: RUN/{FOLDER}/step-N."
         )
+    if not (path / "optimizer").is_dir():
+        raise InputError(
+            f"branch.checkpoint: {path} has weights alone, no optimizer's moments (a mean of checkpoints?). "
+            "Branch off a checkpoint of the run itself, or start a new run from these weights by init."
+        )
     state = read_state(path, remedy_for(path, branching=True))
     if state["samples"] != state["step"] * int(state["config"]["batch"]["sequences"]):
         raise InputError(

@@ -1,6 +1,7 @@
 """A run branches off another into a cooldown, and is that run, continued, with other learning rates."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from stablelm.data.preparation import prepare
 from stablelm.interchange import open_path
 from stablelm.interchange.native import finished_checkpoints as checkpoints
 from stablelm.planning.schedule import Origin, Schedule
-from stablelm.storage import read_json
+from stablelm.storage import MANIFEST, read_json, write_manifest
 from stablelm.training import Trainer, train
 from stablelm.training.metrics import METRICS, read_metrics
 from tests.training.conftest import Recorder
@@ -129,6 +130,48 @@ def test_a_branch_of_a_branch(parent, branch, make_config):
     assert state["branch"]["branch"]["checkpoint"] == at(parent, 3)
     plan = read_json(run / "plan.json")
     assert [step for step, _ in plan["rates"]] == [0, 2, 3, 6, 8]
+
+
+def test_the_parent_s_steps_plan_its_rates_and_do_not_end_the_branch(make_config):
+    """`steps` of a branch may be what the parent was planned for; the data decide how long it may be."""
+    saves = {"every": 2, "keep": 9}
+    parent = train(make_config("parent", steps=8, checkpoint=saves), console=Recorder())
+    point = {"checkpoint": at(parent, 6), "cooldown_steps": 4}
+    runs = [
+        train(make_config(name, branch=point, **given), console=Recorder())
+        for name, given in (("said", {"steps": 8}), ("left out", {}))
+    ]
+    assert results(runs[0]) == results(runs[1])
+    assert [r["step"] for r in results(runs[0])] == [7, 8, 9, 10]
+    assert results(runs[0])[0]["lr"] == results(parent)[6]["lr"]
+    with pytest.raises(Crash):
+        train(make_config("cut", branch=point, checkpoint=saves), console=Recorder({9: crash}))
+    run = train(make_config("cut", branch=point, checkpoint=saves), resume=True, console=Recorder())
+    assert results(run) == results(runs[0])
+
+
+def test_a_branch_in_gpt_neox_s_order(make_config, dataset_path):
+    neox = {
+        "paths": [str(dataset_path / name / "train") for name in ("tales", "notes")], "weights": [3, 1],
+        "train_iters": 6, "tokenizer": str(dataset_path),
+    }  # fmt: skip
+    data = {"path": "", "epochs": {}, "windows": {}, "order": "neox", "neox": neox}
+    parent = train(make_config("parent", data=data), console=Recorder())
+    point = {"checkpoint": at(parent, 3), "cooldown_steps": 2}
+    run = train(make_config("branch", data=data, branch=point), console=Recorder())
+    assert results(run)[0] == results(parent)[3]
+    assert [r["first_sample"] for r in results(run)] == [12, 16]
+
+
+def test_a_checkpoint_from_before_branches(parent, branch):
+    """Its configuration has no such key."""
+    path = Path(at(parent, 6))
+    state = read_json(path / "state.json")
+    del state["config"]["branch"]
+    (path / "state.json").write_text(json.dumps(state))
+    (path / MANIFEST).unlink()
+    write_manifest(path, {"format": "stablelm-checkpoint", "version": 1, "step": 6})
+    assert results(train(branch(), console=Recorder()))[0] == results(parent)[6]
 
 
 def test_the_cooldown_is_the_branch_s_own(parent, branch):
