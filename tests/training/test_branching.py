@@ -97,6 +97,7 @@ def test_a_branch_is_its_parent_with_a_cooldown(parent, branch, make_config):
     from stablelm.training.report import run_page
 
     run_page(run).write(run / "report.html")
+    assert at(parent, 6) in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("step", [7, 8, 9])
