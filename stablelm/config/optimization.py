@@ -96,4 +96,14 @@ class ScheduleConfig(Schema):
         return self
 
 
+class BranchConfig(Schema):
+    """Another run's checkpoint, to be cooled down in a directory of its own."""
+
+    checkpoint: str = Field(min_length=1)
+    """RUN/checkpoints/step-N of the other run, which is only read."""
+    cooldown_steps: int = Field(ge=1)
+    """Steps in which the rate falls from the one reached there, as schedule.cooldown_shape and cooldown_floor
+    say."""
+
+
 _INVERSE_SQRT = ("inverse_sqrt_offset", "inverse_sqrt_start", "cosine_horizon")

@@ -14,7 +14,7 @@ from stablelm.config.mixture import DataConfig
 from stablelm.config.model import ModelConfig, preset
 from stablelm.config.neox import Reading, is_neox, read_neox
 from stablelm.config.neox_file import WORLD
-from stablelm.config.optimization import BatchConfig, OptimizerConfig, ScheduleConfig
+from stablelm.config.optimization import BatchConfig, BranchConfig, OptimizerConfig, ScheduleConfig
 from stablelm.config.parallelism import ParallelConfig
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, section_of, validate
 
@@ -72,6 +72,10 @@ class RunConfig(Schema):
     """Learning-rate schedule."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps; null trains until every source has had its epochs."""
+    branch: BranchConfig | None = None
+    """Branch off into a cooldown: {checkpoint: RUN/checkpoints/step-N of another run, cooldown_steps: 100}.
+    Weights, moments, step and place in the data are those saved there; the other keys must be that run's,
+    but for phases and skipped ranges ahead, schedule.cooldown_shape and schedule.cooldown_floor."""
     precision: Literal["bf16", "fp32", "bf16-pure"] = "bf16"
     """Arithmetic of forward and backward; weights, moments, the reduction of gradients and the loss are
     float32. bf16-pure keeps weights and moments in bf16 too: 6 bytes less a parameter, but small updates are

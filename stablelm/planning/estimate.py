@@ -192,6 +192,8 @@ def estimate_run(
 
 
 def _steps(config: RunConfig) -> int | None:
+    if config.branch is not None:
+        return config.branch.cooldown_steps
     if config.steps is not None or config.data.order == "neox" or not Path(config.data.path).is_dir():
         return config.steps
     _, loader = open_data(config)

@@ -10,7 +10,7 @@ from typing import Any
 
 from stablelm.config import InputError, RunConfig
 from stablelm.planning.flops import flops_per_token
-from stablelm.planning.schedule import Schedule
+from stablelm.planning.schedule import Origin, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +70,26 @@ def make_plan(
     sources: Mapping[str, dict[str, Any]],
     skipped: int = 0,
     data_parallel: int = 1,
+    origin: Origin | None = None,
 ) -> Plan:
     """The plan of a run over a mixture of `samples` windows, `skipped` more being left out by data.skip, when
-    `data_parallel` processes share a step's samples; refuses more steps than the mixture has."""
+    `data_parallel` processes share a step's samples; refuses more steps than the mixture has.
+
+    `origin` is where a run with `branch` has branched off: it goes on for the steps of its cooldown."""
     batch = config.batch
     full = math.ceil((samples + skipped) / batch.sequences)
     planned = full if config.steps is None else config.steps
-    if planned > full:
+    if origin is not None and config.branch is not None:
+        asked = config.branch.cooldown_steps
+        left = math.ceil(samples / batch.sequences) - origin.step
+        if asked > left:
+            raise InputError(
+                f"branch.cooldown_steps {asked:,}: only {max(0, left):,} steps of data are left after step "
+                f"{origin.step:,}, where the run branches off. Ask for no more, branch off earlier, or read "
+                "more by one more of data.phases."
+            )
+        planned = origin.step + asked
+    elif planned > full:
         raise InputError(
             f"steps {planned:,} × batch.sequences {batch.sequences:,} asks for {planned * batch.sequences:,} "
             "windows; "
@@ -85,7 +98,7 @@ def make_plan(
         )
     steps = min(planned, math.ceil(samples / batch.sequences))
     used = min(samples, steps * batch.sequences)
-    schedule = Schedule(config.schedule, config.optimizer.lr, planned)
+    schedule = Schedule(config.schedule, config.optimizer.lr, planned, origin)
     return Plan(
         parameters=config.model.num_parameters,
         steps=steps,

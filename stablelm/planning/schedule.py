@@ -15,7 +15,9 @@ With peak p, floor f, w warm-up steps and N steps, update number t (from 0):
                    over the last C steps, x from 0 to 1, u the shape's rate where it starts, c its floor
 
 A shape is planned over all N steps and the cooldown cuts it short, so a run is the same up to its cooldown
-whether it has one or not. Rejected: schedulers with a state, which a resume has to restore."""
+whether it has one or not. A run that branches off another has that one's rates until then, and cools from
+there: u is the rate that the other had reached. Rejected: schedulers with a state, which a resume has to
+restore."""
 
 import dataclasses
 import math
@@ -37,6 +39,16 @@ def learning_rate(step: int, peak: float, floor: float, warmup_steps: int, steps
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a run has branched off another."""
+
+    step: int
+    """Updates completed by then."""
+    schedule: "Schedule"
+    """The rates of the other run, over the steps that it was planned for."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedule:
     """The rate of every update of a run of `steps`; `InputError` where its parts do not fit into them."""
 
@@ -45,8 +57,12 @@ class Schedule:
     """Highest learning rate."""
     steps: int
     """Updates that the rate is planned for."""
+    origin: Origin | None = None
+    """Of a branch, which is all cooldown from there to `steps`."""
 
     def __post_init__(self) -> None:
+        if self.origin is not None:
+            return
         if self.warmup_steps + self.cooldown_steps > self.steps:
             raise InputError(
                 f"schedule: {self.warmup_steps:,} steps of warm-up and {self.cooldown_steps:,} of cooldown "
@@ -61,12 +77,16 @@ class Schedule:
     @cached_property
     def warmup_steps(self) -> int:
         """Steps of linear warm-up."""
+        if self.origin is not None:
+            return self.origin.schedule.warmup_steps
         given = self.config.warmup_steps
         return round(self.config.warmup * self.steps) if given is None else given
 
     @cached_property
     def cooldown_steps(self) -> int:
         """Steps of the cooldown, the last ones."""
+        if self.origin is not None:
+            return self.steps - self.origin.step
         given = self.config.cooldown_steps
         return round(self.config.cooldown * self.steps) if given is None else given
 
@@ -74,18 +94,25 @@ class Schedule:
         """Learning rate of the update that follows `step` completed updates."""
         begin, last = self.steps - self.cooldown_steps, self.peak * self.config.cooldown_floor
         if not self.cooldown_steps or step <= begin:
-            return self._shape(step)
+            return self._before(step)
         progress = min(1.0, (step - begin) / self.cooldown_steps)
         if self.config.cooldown_shape == "1-sqrt":
             progress = math.sqrt(progress)
-        return last + (self._shape(begin) - last) * (1 - progress)
+        return last + (self._before(begin) - last) * (1 - progress)
 
     def turning_points(self) -> list[tuple[int, float]]:
         """(Completed updates, rate) where a part begins or ends, ascending; the last is that of `steps`."""
         points = {0, self.warmup_steps, self.steps - self.cooldown_steps, self.steps}
-        if self.config.shape == "inverse_sqrt" and self._start < self.steps - self.cooldown_steps:
+        if self.origin is not None:
+            earlier = {step for step, _ in self.origin.schedule.turning_points() if step < self.origin.step}
+            points = {*earlier, self.origin.step, self.steps}
+        elif self.config.shape == "inverse_sqrt" and self._start < self.steps - self.cooldown_steps:
             points.add(self._start)
         return [(step, self.rate(step)) for step in sorted(points)]
+
+    def _before(self, step: int) -> float:
+        """The rate before the cooldown."""
+        return self._shape(step) if self.origin is None else self.origin.schedule.rate(step)
 
     def _shape(self, step: int) -> float:
         warmup, shape = self.warmup_steps, self.config.shape

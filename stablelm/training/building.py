@@ -21,9 +21,10 @@ def build_model(
     """The network with its initial weights, and what these descend from.
 
     `dtype` replaces the precision of weights and arithmetic (float64 in tests). On a mesh nothing is held
-    whole but one parameter at a time, unless `init` names a directory, which each process then reads."""
+    whole but one parameter at a time, unless `init` names a directory, which each process then reads; a
+    branch, whose weights are its parent's, does not."""
     kept = dtype or KEPT[config.precision]
-    given, ancestors = (None, ()) if config.init is None else _given(config, config.init)
+    given, ancestors = (None, ()) if config.init is None or config.branch else _given(config, config.init)
     if layout.mesh is None:
         model = (given or StableLM(config.model, config.seed)).to(device, kept)
         _set_arithmetic(model, config, dtype)

@@ -38,7 +38,10 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
     evaluations = [record for record in records if record.get("kind") == "evaluation"]
 
     page = Page(title or f"Training run {run.name}", _subtitle(config, about))
-    page.facts(_facts(plan, steps, evaluations))
+    facts = _facts(plan, steps, evaluations)
+    if branch := config.get("branch"):
+        facts["Branched off"] = branch["checkpoint"]
+    page.facts(facts)
     page.heading("Loss")
     page.chart(
         _loss_chart(steps, evaluations), "Mean cross-entropy in nats a token; points are held-out text."

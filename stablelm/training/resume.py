@@ -2,11 +2,12 @@
 
 The past is fixed, the future of the data is free: a run may go on with other phases and skipped ranges as
 long as every sample that it has consumed stays what it was, and the learning rate is planned for as many
-steps."""
+steps. A run that branches off may choose its cooldown besides."""
 
 import contextlib
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,25 @@ _FREE = (
     "out", "device", "checkpoint", "evaluation", "logging", "loss_chunk", "card", "parallel", "recompute",
     "compile",
 )  # fmt: skip
+_BRANCH = ("branch", "schedule.cooldown_shape", "schedule.cooldown_floor")  # what a branch has of its own
 _FUTURE = ("epochs", "phases", "skip", "windows", "document_boundaries")  # of `data`: judged by what was read
+
+_SAME = "Resume with the same configuration, or start a new run in another --out."
+_PARENTAL = (
+    "A branch has its parent's configuration but for branch.cooldown_steps, schedule.cooldown_shape and "
+    "schedule.cooldown_floor; to change more, start a new run from the weights (init)."
+)
 
 
 def state_of(
-    step: int, plan: Plan, config: RunConfig, loader: Samples, evaluations: list[dict[str, Any]]
+    step: int,
+    plan: Plan,
+    config: RunConfig,
+    loader: Samples,
+    evaluations: list[dict[str, Any]],
+    parent: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All that continuing needs besides tensors."""
+    """All that continuing needs besides tensors; `parent` is what a branch keeps of the run it comes from."""
     consumed = min(step * config.batch.sequences, plan.samples)
     return {
         "step": step,
@@ -39,12 +52,15 @@ def state_of(
         "config": config.model_dump(mode="json"),
         "data_fingerprint": loader.fingerprint,
         "evaluations": evaluations,
+        **({"branch": parent} if parent else {}),
     }
 
 
-def remedy_for(path: Path) -> str:
-    """How to go on when the checkpoint at `path` is damaged."""
+def remedy_for(path: Path, *, branching: bool = False) -> str:
+    """How to go on, or to branch off, when the checkpoint at `path` is damaged."""
     before = checkpoint_before(path)
+    if branching:
+        return f"Branch off another: {before or 'restore the file, there is none before it'}."
     if before is None:
         return "There is no checkpoint before it: restore the file, or start a new run in another --out."
     aside = f"{path}.damaged"
@@ -58,15 +74,18 @@ def same_run(
     state: dict[str, Any],
     config: RunConfig,
     loader: Samples,
-    plan: Plan,
     path: Path,
     *,
+    steps: int | None,
     force_data: bool = False,
 ) -> None:
     """Refuses to continue with another configuration or another past; names the keys that differ.
 
+    `steps` are what the learning rate is planned for; None branches off, with a plan of its own.
     `force_data` takes whatever data the configuration names: the samples go on at the number that the
     checkpoint has reached, in the new data's order."""
+    branching = steps is None
+    changed = partial(_changed, path, _PARENTAL if branching else _SAME)
     saved, given = state["config"], config.model_dump(mode="json")
     began: RunConfig | None = None
     with contextlib.suppress(
@@ -77,9 +96,13 @@ def same_run(
     differing = list(_differences(_decisive(saved), _decisive(given), ""))
     if force_data:
         differing = [found for found in differing if found[0].split(".")[0] != "data"]
+    if branching:
+        differing = [found for found in differing if not found[0].startswith(_BRANCH)]
+        if given["steps"] not in (None, saved.get("steps"), state["steps"]):
+            differing.append(("steps", state["steps"], given["steps"]))
     if differing:
         others = ", ".join(name for name, _, _ in differing[1:])
-        raise InputError(_changed(path, *differing[0]) + (f" Also different: {others}." if others else ""))
+        raise InputError(changed(*differing[0]) + (f" Also different: {others}." if others else ""))
     past = loader
     if force_data:
         began = None
@@ -88,10 +111,13 @@ def same_run(
         data = began.data.model_copy(update={"path": config.data.path})
         _, past = open_data(began.model_copy(update={"data": data, "out": config.out}))
     if state["data_fingerprint"] != past.fingerprint and not force_data:
+        remedy = (
+            "Resume with the data it began with; --force-data goes on with these all the same, and what the "
+            "checkpoint had read of them may be read again."
+        )
         raise InputError(
             f"{path}: was trained on another dataset or mixture than {config.data.path or 'data.neox'} "
-            "(their fingerprints differ). Resume with the data it began with; --force-data goes on with "
-            "these all the same, and what the checkpoint had read of them may be read again."
+            f"(their fingerprints differ). {_PARENTAL if branching else remedy}"
         )
     end = past.next_number(int(state["samples"]))
     if past is not loader and (found := _difference(past.prefix(end), loader.prefix(end))):
@@ -99,22 +125,20 @@ def same_run(
         if all(table["epochs"] for table in tables):  # the user's own key
             found = _difference(*tables) or found
         raise InputError(
-            _changed(path, f"data.{found[0]}", *found[1:])
+            changed(f"data.{found[0]}", *found[1:])
             + f" The samples up to number {end - 1:,} are consumed; phases and "
-            "skipped ranges may change what comes after them. To go further back, remove this checkpoint."
+            "skipped ranges may change what comes after them. To go further back, "
+            + ("branch off an earlier checkpoint." if branching else "remove this checkpoint.")
         )
-    if plan.schedule_steps != state["steps"]:
+    if steps not in (None, state["steps"]):
         raise InputError(
-            _changed(path, "steps", state["steps"], plan.schedule_steps)
+            changed("steps", state["steps"], steps)
             + f" They plan the learning rate; with `steps: {state['steps']}` the data ahead may change."
         )
 
 
-def _changed(path: Path, name: str, before: Any, now: Any) -> str:
-    return (
-        f"{path}: was trained with {name} = {before!r}, this run says {now!r}. Resume with the same "
-        "configuration, or start a new run in another --out."
-    )
+def _changed(path: Path, remedy: str, name: str, before: Any, now: Any) -> str:
+    return f"{path}: was trained with {name} = {before!r}, this run says {now!r}. {remedy}"
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:

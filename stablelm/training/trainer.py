@@ -18,23 +18,25 @@ from stablelm.config.errors import RunError
 from stablelm.data.run_data import open_data
 from stablelm.evaluation import perplexity
 from stablelm.interchange.native import finished_checkpoints
+from stablelm.interchange.provenance import Ancestor
 from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
+from stablelm.planning.schedule import Schedule
 from stablelm.storage import directory_lock, require_space, write_json, write_text
 from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batches, Span
+from stablelm.training.branching import origin_of, parent_of
 from stablelm.training.building import build_model
 from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
 from stablelm.training.console import Console, SilentConsole, make_console
 from stablelm.training.garbage import PinnedGarbage
 from stablelm.training.interruption import Interruption
-from stablelm.training.metrics import Metrics
+from stablelm.training.metrics import METRICS, Metrics
 from stablelm.training.optimizer import make_optimizer
 from stablelm.training.parallel import Layout, finish, start
 from stablelm.training.parallel.apply import reshard
 from stablelm.training.passes import backward, clip, summed
 from stablelm.training.resume import remedy_for, same_run, state_of
 from stablelm.training.saving import Checkpoints
-from stablelm.training.schedule import scheduled_rate
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "bf16-pure": torch.bfloat16}
 
@@ -85,10 +87,14 @@ class Trainer:
         self.layout = Layout.of(config, self.device.type)
         self.ranks.together(self._open_data)
         samples, skipped = self.loader.num_samples, self.loader.skips.count
-        self.plan: Plan = make_plan(config, samples, self.loader.table(), skipped, self.layout.data)
+        origin, table = origin_of(self.parent), self.loader.table()
+        self.plan: Plan = make_plan(config, samples, table, skipped, self.layout.data, origin)
+        self.schedule = Schedule(config.schedule, config.optimizer.lr, self.plan.schedule_steps, origin)
         self.batches = Batches(self.loader, self.layout)
         self.dtype = DTYPES[config.precision]
         self.model, self.ancestors = build_model(config, self.layout, self.device, dtype)
+        if self.parent is not None:
+            self.ancestors = tuple(Ancestor(**found) for found in self.parent["ancestors"])
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.checkpoints = Checkpoints(self.run, config.checkpoint, self.console.message)
         self.metrics: Metrics | None = None
@@ -97,7 +103,12 @@ class Trainer:
         self.evaluations: list[dict[str, Any]] = []
 
     def _open_data(self) -> None:
+        self.parent = parent_of(self.config)
+        self.branching = self.parent is not None and not finished_checkpoints(self.run)
         self.dataset, self.loader = open_data(self.config)
+        if self.branching and self.parent is not None:
+            parent = Path(self.parent["checkpoint"])
+            same_run(self.parent, self.config, self.loader, parent, steps=None)
         size, vocabulary = self.dataset.tokenizer_size, self.config.model.vocab_size
         if vocabulary < size:
             raise InputError(
@@ -110,8 +121,7 @@ class Trainer:
         """Runs to the last step; saves and stops early on Ctrl-C or SIGTERM."""
         for name in self.ranks.at_first(lambda: clear_leftovers(self.run)):
             self.console.message(f"{name}: a save that was cut off; ignored and removed")
-        if resume:
-            self._resume(force_data)
+        self._begin(resume, force_data)
         self.ranks.at_first(self._describe)
         for line in self.plan.lines():
             self.console.message(line)
@@ -151,20 +161,28 @@ class Trainer:
         write_text(self.run / "data.json", self.dataset.summary_json())
         write_json(self.run / "accounting.json", self.loader.accounting())
 
-    def _resume(self, force_data: bool) -> None:
-        saved = self.ranks.at_first(lambda: finished_checkpoints(self.run))
-        if not saved:
-            self.console.message(f"{self.run}: no checkpoint yet; starting from step 0")
+    def _begin(self, resume: bool, force_data: bool) -> None:
+        """Continues from the newest checkpoint; a branch that has none from that of its parent."""
+        saved = self.ranks.at_first(lambda: finished_checkpoints(self.run)) if resume else []
+        if self.branching and self.parent is not None:
+            saved = [Path(self.parent["checkpoint"])]
+        elif not saved:
+            if resume:
+                self.console.message(f"{self.run}: no checkpoint yet; starting from step 0")
             return
-        newest = saved[-1]
-        remedy = remedy_for(newest)
-        state = self.ranks.together(lambda: read_state(newest, remedy))[self.ranks.rank]
-        self.ranks.together(
-            lambda: same_run(state, self.config, self.loader, self.plan, newest, force_data=force_data)
-        )
-        load_checkpoint(newest, self.model, self.optimizer, self.ranks, remedy)
+        path, steps = saved[-1], self.plan.schedule_steps
+        remedy = remedy_for(path, branching=self.branching)
+        state = self.ranks.together(lambda: read_state(path, remedy))[self.ranks.rank]
+        if not self.branching:  # else judged before the plan was made
+            self.ranks.together(
+                lambda: same_run(state, self.config, self.loader, path, steps=steps, force_data=force_data)
+            )
+        load_checkpoint(path, self.model, self.optimizer, self.ranks, remedy)
         self.step, self.evaluations = state["step"], state["evaluations"]
-        self.console.message(f"resumed {newest} after step {self.step:,}")
+        if self.branching:  # what a run that never saved has left here is not of this one
+            self.ranks.at_first(lambda: (self.run / METRICS).unlink(missing_ok=True))
+        begun = "branched off" if self.branching else "resumed"
+        self.console.message(f"{begun} {path} after step {self.step:,}")
 
     def _loop(self, interruption: Interruption, garbage: PinnedGarbage) -> None:
         config, seconds_a_step = self.config, 0.0
@@ -220,7 +238,7 @@ class Trainer:
                 "optimizer.lr or a longer schedule.warmup."
             )
         clip(self.model, config.optimizer.clip, norm, self.layout)
-        lr = scheduled_rate(self.step, config, self.plan)
+        lr = self.schedule.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -270,6 +288,6 @@ class Trainer:
             "dataset": self.dataset.summary(),
             "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],
         }
-        state = state_of(self.step, self.plan, self.config, self.loader, self.evaluations)
+        state = state_of(self.step, self.plan, self.config, self.loader, self.evaluations, self.parent)
         tokenizer = self.dataset.tokenizer_path.read_bytes()
         return self.checkpoints.save(self.model, self.optimizer, state, about, tokenizer)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from stablelm.config.run import run_config
 from stablelm.interchange import open_path
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.storage import directory_lock
@@ -87,3 +88,24 @@ def test_a_locked_run_is_refused_on_every_rank(configure):
             assert error[0] == "InputError", error[2]
             assert "in use by process" in error[1]
     assert not finished_checkpoints(Path(config.out))
+
+
+@pytest.mark.parametrize(("first", "then"), [("(2,2)", "(1,1)"), ("(1,1)", "HSDP")])
+def test_a_branch_point_may_be_on_any_mesh(configure, first, then):
+    """A branch killed before its first save, and begun again, equals that of one process throughout."""
+    cooled = []
+    for parent, mesh in (("(1,1)", "(1,1)"), (first, then)):
+        config = configure("parent", **MESHES[parent][1])
+        config = config.model_copy(update={"checkpoint": type(config.checkpoint)(every=6)})
+        values(processes(MESHES[parent][0], train_on, config))
+        point = {"checkpoint": f"{config.out}/checkpoints/step-000006", "cooldown_steps": 3}
+        branch = run_config(configure("branch", **MESHES[mesh][1]).model_dump() | {"branch": point})
+        if mesh != "(1,1)":
+            assert any(error for _, error in processes(MESHES[mesh][0], train_on, branch, 7, 1))
+        values(processes(MESHES[mesh][0], train_on, branch))
+        cooled.append(results(branch.out))
+    assert [record[0] for record in cooled[0] if record[2]] == [7, 8, 9]
+    for ours, theirs in zip(*cooled, strict=True):
+        assert (ours[0], *ours[5:]) == (theirs[0], *theirs[5:]) and ours[3] == theirs[3]
+        for a, b in zip(ours[1:5], theirs[1:5], strict=True):
+            assert a == b if a is None or b is None else abs(a - b) <= 1e-5

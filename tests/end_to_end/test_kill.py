@@ -85,6 +85,29 @@ def test_killed_again_and_again(config, tmp_path, seed):
     assert not list((out / "checkpoints").glob("*.tmp-*"))
 
 
+def test_a_branch_killed_again_and_again(config, tmp_path):
+    """Before its first save and after; its parent is not touched."""
+    parent = config.parent / "whole" / "checkpoints" / f"step-{STEPS - 4:06d}"
+    before = {path: path.stat().st_mtime_ns for path in parent.rglob("*")}
+    values = yaml.safe_load(config.read_text())
+    values["branch"] = {"checkpoint": str(parent), "cooldown_steps": 60}
+    branch, out, whole = tmp_path / "branch.yml", tmp_path / "killed", tmp_path / "whole"
+    branch.write_text(yaml.safe_dump(values))
+    for steps, delay in ((2, 0.0), (7, 0.03)):
+        assert killed_after(steps, delay, branch, out)
+    for place in (out, whole):
+        subprocess.run(command(branch, "--out", str(place), "--resume"), check=True, capture_output=True)
+    found, expected = (
+        [(r["step"], r.get("loss"), r.get("lr"), r.get("grad_norm")) for r in read_metrics(run)]
+        for run in (out, whole)
+    )
+    assert found == expected
+    assert [r[0] for r in found if r[2] is not None] == list(range(STEPS - 3, STEPS + 57))
+    a, b = (open_path(run)[0].state_dict() for run in (whole, out))
+    assert all((a[name] == b[name]).all() for name in a)
+    assert {path: path.stat().st_mtime_ns for path in parent.rglob("*")} == before
+
+
 def killed_after(steps, delay, config, out):
     """Starts or resumes the run and kills it `steps` more lines of metrics later, perhaps inside a save."""
     process = subprocess.Popen(
