@@ -11,8 +11,8 @@ from stablelm.planning.layout import Layout
 from stablelm.planning.memory import local_numbers, memory_of, parameter_shapes
 from stablelm.planning.traffic import traffic_of
 
-OVER = 1.02
-"""How far the peak may be above the plan's."""
+OVER = 1.03
+"""How far the peak may be above the plan's: 2.3 % were seen, at a network of 1 MB; below it for the 3B."""
 
 
 @dataclass(frozen=True)
