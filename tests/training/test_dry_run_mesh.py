@@ -37,7 +37,7 @@ def test_small_steps_are_as_planned(world, rank, keys):
     done = dry_run(small(**keys), world, rank)
     assert done.faults == ()
     assert done.weights[0] == done.weights[1] > 0 and done.moments[0] == 2 * done.weights[0]
-    assert 0.8 * done.peak[1] < done.peak[0] <= 1.02 * done.peak[1]
+    assert 0.8 * done.peak[1] < done.peak[0] <= 1.03 * done.peak[1]
 
 
 @pytest.mark.parametrize(("tensor", "collectives"), [(1, (33, 33, 0)), (4, (227, 194, 387))])
