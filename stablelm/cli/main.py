@@ -32,7 +32,18 @@ def application() -> "typer.Typer":
     import typer
 
     from stablelm.cli import (
-        checkpoint, config, data, demo, evaluate, generate, models, plan, quantize, tokenizer, train,
+        chat,
+        checkpoint,
+        config,
+        data,
+        demo,
+        evaluate,
+        generate,
+        models,
+        plan,
+        quantize,
+        tokenizer,
+        train,
     )  # fmt: skip
 
     app = typer.Typer(
@@ -45,8 +56,8 @@ def application() -> "typer.Typer":
     )  # fmt: skip
 
     verbs = (
-        demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, evaluate.evaluate,
-        models.inspect, models.convert, models.export, quantize.quantize,
+        demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, chat.chat,
+        evaluate.evaluate, models.inspect, models.convert, models.export, quantize.quantize,
     )  # fmt: skip
     for verb in verbs:
         app.command()(verb)
