@@ -40,6 +40,7 @@ def application() -> "typer.Typer":
         evaluate,
         generate,
         models,
+        perplexity,
         plan,
         quantize,
         tokenizer,
@@ -57,7 +58,8 @@ def application() -> "typer.Typer":
 
     verbs = (
         demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, chat.chat,
-        evaluate.evaluate, models.inspect, models.convert, models.export, quantize.quantize,
+        perplexity.perplexity, evaluate.evaluate, models.inspect, models.convert, models.export,
+        quantize.quantize,
     )  # fmt: skip
     for verb in verbs:
         app.command()(verb)

@@ -74,8 +74,7 @@ def test_a_full_context_is_told_with_both_numbers(run, tuned):
     assert f"has {size:,} tokens, the model's context is 128" in said.err
     said = run("chat", tuned, "--temperature", 0, "--min-p", 0, stdin=b"hi\n")
     size = len(Tokenizer.from_file(tuned).encode(render(ZEPHYR, [{"role": "user", "content": "hi"}])))
-    cut = f"the answer was cut after {128 - size} tokens: with the {size} before them the model's context of 128"
-    assert cut in said.err
+    assert f"the answer was cut after {128 - size} tokens: with the {size} before them" in said.err
     assert said.code == 0
 
 
