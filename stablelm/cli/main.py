@@ -32,6 +32,7 @@ def application() -> "typer.Typer":
     import typer
 
     from stablelm.cli import (
+        benchmark,
         chat,
         checkpoint,
         config,
@@ -59,7 +60,7 @@ def application() -> "typer.Typer":
     verbs = (
         demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, chat.chat,
         perplexity.perplexity, evaluate.evaluate, models.inspect, models.convert, models.export,
-        quantize.quantize,
+        quantize.quantize, benchmark.benchmark,
     )  # fmt: skip
     for verb in verbs:
         app.command()(verb)
