@@ -66,8 +66,9 @@ def benchmark(
         return
     machine = result["machine"]
     threads = f", {machine['threads']} threads" if place.type == "cpu" else ""
-    typer.echo(f"{model}: {network.config.num_parameters:,} parameters, {result['weight_bytes'] / 1e9:.3g} GB, "
-               f"{result['dtype']}, on {machine['name']}{threads}, PyTorch {torch.__version__}")  # fmt: skip
+    size = f"{network.config.num_parameters:,} parameters, {result['weight_bytes'] / 1e9:.3g} GB"
+    where = f"{machine['name']}{threads}, PyTorch {torch.__version__}"
+    typer.echo(f"{model}: {size}, {result['dtype']}, on {where}")
     for line in (*speed.lines(place), f"peak memory: {result['peak_memory_bytes'] / 1e9:.3g} GB"):
         typer.echo(line)
     for name, value in kernels.items():

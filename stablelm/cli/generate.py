@@ -48,6 +48,9 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    lookup: Annotated[
+        bool, typer.Option("--lookup", help="Read ahead what the text said before: the same, sooner.")
+    ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Rates of prefill and decoding, GB/s.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No statistics on standard error.")] = False,
 ) -> None:
@@ -72,8 +75,8 @@ def generate(
     many = file is not None and file.suffix == ".jsonl"
     if many != (out is not None):
         raise InputError("--file with prompts in .jsonl and --out for their answers go together.")
-    if many and (echo or stats):
-        raise InputError("--echo and --stats go with one prompt, not with a .jsonl.")
+    if many and (echo or stats or lookup):
+        raise InputError("--echo, --stats and --lookup go with one prompt, not with a .jsonl.")
     if many and file:
         prompts = read_prompts(file)
     else:
@@ -105,7 +108,7 @@ def generate(
 
     pieces = stream(
         network, tokenizer, text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (),
-        on_token=on_token,
+        lookup=lookup, on_token=on_token,
     )  # fmt: skip
     began = time.perf_counter()
     if echo:
@@ -124,7 +127,8 @@ def generate(
         typer.echo(f"{len(drawn):,} tokens in {speed}, ended by {why}, {how}", err=True)
     if stats:
         read = len(tokenizer.encode(text)) or 1
-        typer.echo("\n".join(speed_of(network, read, began, times).lines(network.device)), err=True)
+        speed_lines = speed_of(network, read, began, times).lines(network.device, not lookup)
+        typer.echo("\n".join(speed_lines), err=True)
 
 
 def _truncated(network: "StableLM", tokenizer: "Tokenizer", prompts: list[Prompt], new: int) -> list[Prompt]:

@@ -44,13 +44,16 @@ class Speed:
         """Bytes a second that decoding read."""
         return self.decode * self.bytes_per_token
 
-    def lines(self, device: torch.device) -> list[str]:
-        """For a reader, beside the copy rate of `device`, which is measured."""
-        limit = copy_rate(device)
+    def lines(self, device: torch.device, one_by_one: bool = True) -> list[str]:
+        """For a reader, beside the copy rate of `device`, which is measured; unless tokens were read ahead,
+        where a pass is not a token."""
         first = f"prefill: {self.prompt_tokens:,} tokens in {self.prefill_seconds:.3f} s"
         if not self.new_tokens:
             return [f"{first}, {self.prefill:,.1f} tokens/s", "decode: a single token was written, no rate"]
         rate = f"{self.new_tokens:,} tokens in {self.decode_seconds:.3f} s, {self.decode:,.1f} tokens/s"
+        if not one_by_one:
+            return [f"{first}, {self.prefill:,.1f} tokens/s", f"decode: {rate}"]
+        limit = copy_rate(device)
         read = f"reads {self.bandwidth / 1e9:.3g} GB/s, a copy {limit / 1e9:.3g} GB/s"
         return [f"{first}, {self.prefill:,.1f} tokens/s", f"decode: {rate}; {read}"]
 
