@@ -1,20 +1,33 @@
 """`stablelm generate`: only the text goes to standard output."""
 
-import os
-import sys
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from stablelm.cli.answers import answer_file, begun_seed, stamp
+from stablelm.cli.prompts import Prompt, logit_bias, read_prompts, read_text, truncate_left
+
+if TYPE_CHECKING:
+    from stablelm.model import StableLM
+    from stablelm.tokenizer import Tokenizer
 
 
 def generate(
     model: Annotated[Path, typer.Argument(help="A Hugging Face directory, a run, a checkpoint or a demo.")],
     prompt: Annotated[
-        str, typer.Argument(help="The text; - reads standard input, its last line end dropped.")
-    ],
+        str | None, typer.Argument(help="The text; - reads standard input, its last line end dropped.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Instead of PROMPT: a text, or .jsonl, a line for each prompt.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The .jsonl of answers to write; goes on there.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts of a .jsonl read at once.")] = 8,
+    truncate: Annotated[
+        Literal["never", "left"], typer.Option(help="left: a long prompt loses its beginning.")
+    ] = "never",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.75,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")] = 0.95,
@@ -24,8 +37,9 @@ def generate(
     typical_p: Annotated[float, typer.Option(help="Keep the typical tokens up to this sum.")] = 1.0,
     presence_penalty: Annotated[float, typer.Option(help="Off the logits of tokens in the new text.")] = 0.0,
     frequency_penalty: Annotated[float, typer.Option(help="The same, for each time one came.")] = 0.0,
-    logit_bias: Annotated[
-        list[str] | None, typer.Option(metavar="ID=VALUE", help="Added to a logit; may be repeated.")
+    bias: Annotated[
+        list[str] | None,
+        typer.Option("--logit-bias", metavar="ID=VALUE", help="Added to a logit; may be repeated."),
     ] = None,
     ban_id: Annotated[list[int] | None, typer.Option(help="Never choose this id; may be repeated.")] = None,
     allow_id: Annotated[list[int] | None, typer.Option(help="Choose from these only; repeated.")] = None,
@@ -34,29 +48,67 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    lookup: Annotated[
+        bool, typer.Option("--lookup", help="Read ahead what the text said before: the same, sooner.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Rates of prefill and decoding, GB/s.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No statistics on standard error.")] = False,
 ) -> None:
     """Continue PROMPT with MODEL. A PROMPT that begins with a dash comes last, after --.
+
+    With --file prompts.jsonl --out answers.jsonl each line {"prompt": …, "id"?: …} becomes a line {"id",
+    "prompt", "text"}; line n draws with SEED + n; the same command goes on after an interruption.
 
     Example: stablelm generate runs/demo/model "The quick brown" --temperature 0 --stop "."
     """
     import secrets
 
     from stablelm.auto import load
+    from stablelm.config import InputError
     from stablelm.inference import Sampling, stream
     from stablelm.planning import resolve_device
+    from stablelm.planning.speed import speed_of
+    from stablelm.storage import refuse_existing
 
-    text = _read(prompt)
+    if (prompt is None) == (file is None):
+        raise InputError("give either a PROMPT (- is standard input) or a --file.")
+    many = file is not None and file.suffix == ".jsonl"
+    if many != (out is not None):
+        raise InputError("--file with prompts in .jsonl and --out for their answers go together.")
+    if many and (echo or stats or lookup):
+        raise InputError("--echo, --stats and --lookup go with one prompt, not with a .jsonl.")
+    if many and file:
+        prompts = read_prompts(file)
+    else:
+        alone = read_text(file or prompt or "")
+        prompts = [Prompt(alone, alone)]
+    if out is not None:
+        refuse_existing(out)
+        seed = begun_seed(out) if seed is None else seed
     seed = secrets.randbelow(2**31) if seed is None else seed
     sampling = Sampling(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, typical_p, presence_penalty,
-        frequency_penalty, _bias(logit_bias or ()), ban_id or (), allow_id or None, min_new_tokens,
+        frequency_penalty, logit_bias(bias or ()), ban_id or (), allow_id or None, min_new_tokens,
     )  # fmt: skip
     network, tokenizer = load(model, device=resolve_device(device))
+    if truncate == "left":
+        prompts = _truncated(network, tokenizer, prompts, max_new_tokens)
+    if out is not None:
+        say = (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
+        answer_file(out, network, tokenizer, prompts, sampling, max_new_tokens, stop or (), batch,
+                    {"model": stamp(model)}, say)  # fmt: skip
+        return
+    text = prompts[0].text
     drawn: list[int] = []
+    times: list[float] = []
+
+    def on_token(token: int) -> None:
+        drawn.append(token)
+        times.append(time.perf_counter())
+
     pieces = stream(
         network, tokenizer, text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (),
-        on_token=drawn.append,
+        lookup=lookup, on_token=on_token,
     )  # fmt: skip
     began = time.perf_counter()
     if echo:
@@ -73,30 +125,20 @@ def generate(
         how = "greedy" if temperature == 0 else f"seed {seed}"
         speed = f"{seconds:.2f} s ({len(drawn) / seconds:.1f} tokens/s)"
         typer.echo(f"{len(drawn):,} tokens in {speed}, ended by {why}, {how}", err=True)
+    if stats:
+        read = len(tokenizer.encode(text)) or 1
+        speed_lines = speed_of(network, read, began, times).lines(network.device, not lookup)
+        typer.echo("\n".join(speed_lines), err=True)
 
 
-def _bias(pairs: Sequence[str]) -> dict[int, float]:
-    """ID=VALUE, several times, as a table."""
-    from stablelm.config import InputError
-
-    table: dict[int, float] = {}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
-        try:
-            table[int(name)] = float(value)
-        except ValueError:
-            raise InputError(f"--logit-bias {pair}: wants ID=VALUE, as 50=-2.5.") from None
-    return table
-
-
-def _read(prompt: str) -> str:
-    """The prompt, or all of standard input for `-`; UTF-8 whatever the locale says."""
-    from stablelm.config import InputError
-
-    data = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        bad = f"byte {error.start + 1:,} of the prompt, {data[error.start]:#04x},"
-        raise InputError(f"{bad} is not UTF-8. Convert the text, for example with iconv.") from None
-    return text.removesuffix("\n").removesuffix("\r") if prompt == "-" else text
+def _truncated(network: "StableLM", tokenizer: "Tokenizer", prompts: list[Prompt], new: int) -> list[Prompt]:
+    """The prompts, without the beginning of those that leave no room; what was cut is told."""
+    room = network.config.max_position_embeddings - new
+    kept: list[Prompt] = []
+    for one in prompts:
+        text, cut = truncate_left(tokenizer, one.text, room) if room > 0 else (one.text, 0)
+        if cut:
+            where = f"the prompt of line {one.line:,}" if one.line else "the prompt"
+            typer.echo(f"{where} lost its first {cut:,} tokens", err=True)
+        kept.append(replace(one, text=text))
+    return kept

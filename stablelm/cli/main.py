@@ -32,6 +32,8 @@ def application() -> "typer.Typer":
     import typer
 
     from stablelm.cli import (
+        benchmark,
+        chat,
         checkpoint,
         config,
         data,
@@ -39,6 +41,7 @@ def application() -> "typer.Typer":
         evaluate,
         generate,
         models,
+        perplexity,
         plan,
         quantize,
         tokenizer,
@@ -55,8 +58,9 @@ def application() -> "typer.Typer":
     )  # fmt: skip
 
     verbs = (
-        demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, evaluate.evaluate,
-        models.inspect, models.convert, models.export, quantize.quantize,
+        demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, chat.chat,
+        perplexity.perplexity, evaluate.evaluate, models.inspect, models.convert, models.export,
+        quantize.quantize, benchmark.benchmark,
     )  # fmt: skip
     for verb in verbs:
         app.command()(verb)

@@ -15,6 +15,7 @@ from torch import Tensor
 from stablelm.config import InputError
 from stablelm.inference.runner import ModelRunner, Runner
 from stablelm.inference.sampling import Sampling, choose
+from stablelm.inference.speculation import LookupRunner
 from stablelm.inference.stopping import StopMatcher
 from stablelm.model import StableLM
 from stablelm.tokenizer import StreamDecoder, Tokenizer
@@ -25,14 +26,14 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     model: StableLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = ...,
     temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
     repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
-    sampling: Sampling | None = ...,
+    sampling: Sampling | None = ..., lookup: bool = ...,
 ) -> str: ...  # fmt: skip
 @overload
 def generate(
     model: StableLM, tokenizer: Tokenizer, prompt: Sequence[str], *, max_new_tokens: int = ...,
     temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
     repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
-    sampling: Sampling | None = ...,
+    sampling: Sampling | None = ..., lookup: bool = ...,
 ) -> list[str]: ...  # fmt: skip
 def generate(
     model: StableLM,
@@ -48,18 +49,20 @@ def generate(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     sampling: Sampling | None = None,
+    lookup: bool = False,
 ) -> str | list[str]:
     """The text that follows a prompt (str → str), or each of several (list → list); the prompt is not
     repeated.
 
     It ends before the first `stop` string, at the end-of-text token, or after `max_new_tokens`. temperature 0
     is greedy; prompt i of a list draws with seed + i, so it gets the text that it would get alone with that
-    seed. `sampling` gives every setting there is at once, instead of those named here. `InputError` for
-    values out of range and for a prompt too long for the context."""
+    seed. `sampling` gives every setting there is at once, instead of those named here. `lookup` (one prompt
+    alone) is faster where the text repeats what it holds already, see speculation.py. `InputError` for values
+    out of range and for a prompt too long for the context."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
     texts = [""] * len(prompts)
-    for row, piece in _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop):
+    for row, piece in _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop, lookup):
         texts[row] += piece
     return texts[0] if isinstance(prompt, str) else texts
 
@@ -78,6 +81,7 @@ def stream(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     sampling: Sampling | None = None,
+    lookup: bool = False,
     on_token: Callable[[int], object] = lambda token: None,
 ) -> Iterator[str]:
     """`generate` for one prompt, piece by piece: each token's text as soon as its characters are whole.
@@ -87,7 +91,7 @@ def stream(
     if not isinstance(prompt, str):
         raise InputError("stream writes one text; give it one string, or several to generate.")
     sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
-    pieces = _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop, on_token)
+    pieces = _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop, lookup, on_token)
     return (piece for _, piece in pieces)
 
 
@@ -143,6 +147,7 @@ def _pieces(
     max_new_tokens: int,
     sampling: Sampling,
     stop: str | Sequence[str],
+    lookup: bool,
     on_token: Callable[[int], object] = lambda token: None,
 ) -> Iterator[tuple[int, str]]:
     """(row, text) as it comes. Everything is checked before the iterator is returned."""
@@ -155,7 +160,7 @@ def _pieces(
     decoders = [StreamDecoder(tokenizer, skip_special_tokens=True) for _ in prompts]
     rows = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
     ends = {tokenizer.eos_id, model.config.eos_token_id}
-    steps = _new_ids(model, rows, max_new_tokens, sampling, tokenizer.size, sorted(ends))
+    steps = _new_ids(model, rows, max_new_tokens, sampling, tokenizer.size, sorted(ends), lookup)
 
     def pieces() -> Iterator[tuple[int, str]]:
         writing = list(range(len(rows)))
@@ -193,6 +198,7 @@ def _new_ids(
     sampling: Sampling,
     real_ids: int,
     ends: Sequence[int],
+    lookup: bool = False,
 ) -> Iterator[Tensor]:
     """`count` times the next id of every row [B]. The caller stops asking when all its rows have ended."""
     context, size = model.config.max_position_embeddings, model.config.vocab_size
@@ -212,13 +218,17 @@ def _new_ids(
             )
         if not 0 <= min(row) <= max(row) < size:
             raise InputError(f"{name} holds an id outside the model's vocabulary of {size:,}.")
+    if lookup and len(rows) > 1:
+        raise InputError(f"lookup reads ahead for one text, not for {len(rows)}; give them one by one.")
     bias = sampling.bias(size, real_ids, model.device)
-    return _loop(model, rows, count, sampling, bias, ends) if rows else iter(())
+    runner = LookupRunner(model) if lookup else ModelRunner(model)
+    return _loop(model, runner, rows, count, sampling, bias, ends) if rows else iter(())
 
 
 @torch.inference_mode()
 def _loop(
     model: StableLM,
+    runner: Runner,
     rows: Sequence[Sequence[int]],
     count: int,
     sampling: Sampling,
@@ -237,7 +247,6 @@ def _loop(
             marks[list(row)] = True
     first = secrets.randbits(48) if sampling.seed is None else sampling.seed
     seeds = [first + row for row in range(len(rows))]
-    runner: Runner = ModelRunner(model)
     capacity = width + count - 1  # the last id is not read again
     chosen = ids
     for position in range(count):

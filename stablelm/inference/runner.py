@@ -71,6 +71,13 @@ class ModelRunner:
             self._mask = torch.cat((self._mask, torch.ones_like(ids, dtype=torch.bool)[:, None]), dim=1)
         return self._logits(ids[:, None])
 
+    def read(self, ids: Tensor) -> Tensor:
+        """Several more tokens of each row, ids [B, S] → the logits after each [B, S, V], float32."""
+        if self._mask is not None:
+            self._mask = torch.cat((self._mask, torch.ones_like(ids, dtype=torch.bool)), dim=1)
+        logits: Tensor = self.model.lm_head(self._hidden(ids, self._mask))
+        return logits.float()
+
     def trim(self, length: int) -> None:
         """See `Runner`."""
         assert self._cache is not None

@@ -134,6 +134,9 @@ def read_tokenizer(header: Header, rows: int) -> Tokenizer | None:
     named = {"eos_token": "tokenizer.ggml.eos_token_id", "pad_token": "tokenizer.ggml.padding_token_id"}
     ids = {token: header.integer(key, len(tokens)) for token, key in named.items()}
     settings = {token: tokens[number] for token, number in ids.items() if 0 <= number < len(tokens)}
+    special = set(settings.values())
+    if template := header.text("tokenizer.chat_template", ""):
+        settings["chat_template"] = template
     if content := header.text(_JSON, ""):
         tokenizer = Tokenizer(content.encode(), f"{header.path} ({_JSON})", settings)
         wrong = [
@@ -148,7 +151,7 @@ def read_tokenizer(header: Header, rows: int) -> Tokenizer | None:
                 "otherwise. One of the two was changed; convert the model again."
             )
         return tokenizer
-    rebuilt = _rebuild(header, tokens, set(settings.values()))
+    rebuilt = _rebuild(header, tokens, special)
     return Tokenizer(json.dumps(rebuilt, ensure_ascii=False).encode(), str(header.path), settings)
 
 

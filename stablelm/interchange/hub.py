@@ -2,14 +2,14 @@
 
 What exists on the disk is a path; `owner/name` that does not is an id. Files come through `huggingface_hub`:
 its cache (also filled by other tools), its resume and its progress bar. Only what this package reads is
-fetched: JSON, safetensors and the model card (its licence binds), never code."""
+fetched: JSON, safetensors, the chat template and the model card (its licence binds), never code."""
 
 import re
 from pathlib import Path
 
 from stablelm.config import InputError
 
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "README.md"]
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "README.md"]
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

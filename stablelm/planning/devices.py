@@ -107,16 +107,25 @@ def known_device(name: str, memory: int) -> Device | None:
 
 
 @lru_cache
-def measured_cpu() -> Device:
-    """This machine's CPU as PyTorch uses it now: matrix products (bf16 or fp32, whichever is faster), copies,
-    and its memory."""
-    block = torch.zeros(64 * 2**20, dtype=torch.uint8)
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second, read and written, of the best of several large copies within a device's memory."""
+    size = 64 * 2**20 if device.type == "cpu" else 2**30
+    block = torch.zeros(size, dtype=torch.uint8, device=device)
     target, fastest = torch.empty_like(block), float("inf")
     for _ in range(5):
         began = time.perf_counter()
         target.copy_(block)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         fastest = min(fastest, time.perf_counter() - began)
-    copied = 2 * block.numel() / fastest  # read and written
+    return 2 * block.numel() / fastest
+
+
+@lru_cache
+def measured_cpu() -> Device:
+    """This machine's CPU as PyTorch uses it now: matrix products (bf16 or fp32, whichever is faster), copies,
+    and its memory."""
+    copied = copy_rate(torch.device("cpu"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rate = max(matmul_peak("cpu", dtype) for dtype in (torch.bfloat16, torch.float32))
     return Device("cpu", _processor(), rate, memory, copied, copied, 1, 0.50,

@@ -27,16 +27,28 @@ ZEPHYR = (
 def find_template(folder: str | Path) -> str | None:
     """The chat template in a model's directory, or None. Of several by name, the one called `default`."""
     folder = Path(folder)
-    beside, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if beside.is_file():
-        return beside.read_text(encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    if (beside := read_beside(folder)) is not None:
+        return beside
     found = read_json(settings) if settings.is_file() else None
-    found = found.get("chat_template") if isinstance(found, dict) else None
+    return default_of(found.get("chat_template") if isinstance(found, dict) else None, str(settings))
+
+
+def read_beside(folder: Path) -> str | None:
+    """The text of chat_template.jinja in a directory, or None."""
+    file = folder / "chat_template.jinja"
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: byte {error.start:,} is not UTF-8. Convert it, or remove it.") from None
+
+
+def default_of(found: Any, source: str) -> str | None:
+    """The template that a tokenizer's settings name: text, or the `default` one of a list; None for none."""
     if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
+        found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}.get("default")
     if found is not None and not isinstance(found, str):
-        raise InputError(f"{settings}: chat_template must be text, or a list of named templates.")
+        raise InputError(f"{source}: chat_template must be text, or a list of named templates.")
     return found
 
 

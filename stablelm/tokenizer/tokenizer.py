@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stablelm.config import InputError
 from stablelm.storage import atomic_file, read_json, write_json
+from stablelm.tokenizer.chat import default_of, read_beside
 from stablelm.tokenizer.engine import Engine, build, is_fast
 
 if TYPE_CHECKING:
@@ -84,7 +85,10 @@ class Tokenizer:
             ) from None
         beside = file.with_name("tokenizer_config.json")
         settings = read_json(beside) if beside.is_file() else None
-        return cls(content, str(file), settings if isinstance(settings, dict) else None)
+        settings = settings if isinstance(settings, dict) else None
+        if (template := read_beside(file.parent)) is not None:
+            settings = {**(settings or {}), "chat_template": template}
+        return cls(content, str(file), settings)
 
     from_pretrained = from_file
 
@@ -223,6 +227,11 @@ class Tokenizer:
         """Ids that `skip_special_tokens` leaves out."""
         return self._encoder.specials()
 
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that came with it, for `tokenizer.chat.render`; None for a base model."""
+        return default_of((self._settings or {}).get("chat_template"), self.source)
+
     @cached_property
     def is_byte_level(self) -> bool:
         """Whether decoding is a plain concatenation of each token's bytes (GPT-2's scheme)."""
@@ -250,6 +259,8 @@ class Tokenizer:
             "padding_side": "left",
             "model_input_names": ["input_ids", "attention_mask"],
         }
+        if template := (self._settings or {}).get("chat_template"):
+            settings["chat_template"] = template
         write_json(directory / "tokenizer_config.json", settings)
 
     save_pretrained = save

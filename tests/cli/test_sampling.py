@@ -29,3 +29,18 @@ def test_wrong_values_are_named(world, run):
         assert (said.code, said.out) == (2, "") and f"--logit-bias {wrong}: wants ID=VALUE" in said.err
     said = run(*line, "999999=1")
     assert said.code == 2 and "the vocabulary has" in said.err
+
+
+def test_lookup_gives_the_same_text_with_fewer_passes(world, run, monkeypatch):
+    from stablelm.inference.runner import ModelRunner
+
+    passes = []
+    hidden = ModelRunner._hidden
+    monkeypatch.setattr(ModelRunner, "_hidden", lambda *given: passes.append(1) or hidden(*given))
+    for more in (("--temperature", 0), ("--seed", 3, "--temperature", 1, "--top-k", 2)):
+        line = ("generate", world / "model", "the river runs past", "--max-new-tokens", 80, "--quiet", *more)
+        plain, count = run(*line), len(passes)
+        passes.clear()
+        assert run(*line, "--lookup") == plain
+        assert plain.code == 0 and len(passes) < count
+        passes.clear()

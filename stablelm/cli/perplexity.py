@@ -1,0 +1,82 @@
+"""`stablelm perplexity`: how well a model predicts text."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+def perplexity(
+    model: Annotated[str, typer.Argument(help="A model in any form that opens (also a Hub id).")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Text: one document a file; .jsonl: one document a line.")
+    ],
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Tokens read at once.", show_default="the context")
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="From one window to the next; less is better.", show_default="the window"),
+    ] = None,
+    key: Annotated[str, typer.Option(help="Where the text is in a line of .jsonl.")] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Precision; auto is that of the files.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Loss, perplexity and bits per byte of MODEL on each of FILES, ± a standard error over documents.
+
+    Example: stablelm perplexity runs/demo/model wiki.txt tales.jsonl --stride 512
+    """
+    import json
+
+    from stablelm.auto import load
+    from stablelm.cli.options import precision
+    from stablelm.config import InputError
+    from stablelm.evaluation.text_files import TextScores, documents, score_texts
+    from stablelm.planning import resolve_device
+
+    for file in files:
+        if not sum(bool(text) for text in documents(file, key)):  # every line, before the model is read
+            raise InputError(f"{file}: holds no text.")
+    network, tokenizer = load(
+        model, dtype=None if dtype == "auto" else precision(dtype), device=resolve_device(device)
+    )
+    context = network.config.max_position_embeddings
+    window = context if window is None else window
+    stride = window if stride is None else stride
+    if window > context:
+        raise InputError(f"--window {window:,}: the model's context is {context:,}.")
+    if stride > window:
+        raise InputError(f"--stride {stride:,} would skip tokens: the window is {window:,}. Make it smaller.")
+    watched = sys.stderr.isatty()
+    rows, total = [], TextScores()
+    for file in files:
+
+        def progress(tokens: int, name: str = file.name) -> None:
+            if watched:
+                typer.echo(f"\r{name}: {tokens:,} tokens", nl=False, err=True)
+
+        found = score_texts(network, tokenizer, documents(file, key), window, stride, progress)
+        if watched:
+            typer.echo("\r\033[K", nl=False, err=True)
+        total += found
+        rows.append({"file": str(file), **found.as_dict()})
+        if not as_json:
+            _show(str(file), found.as_dict())
+    if as_json:
+        result = {"model": model, "window": window, "stride": stride, "files": rows}
+        typer.echo(json.dumps({**result, "all": total.as_dict()}, indent=2))
+    elif len(files) > 1:
+        _show("all", total.as_dict())
+
+
+def _show(name: str, values: dict[str, Any]) -> None:
+    count = f"{values['documents']:,} document" + "s" * (values["documents"] != 1)
+    typer.echo(f"{name}: {count}, {values['tokens']:,} tokens, {values['text_bytes']:,} bytes")
+    for row in ("loss", "perplexity", "bits_per_byte"):
+        error = values[f"{row}_standard_error"]
+        spread = "" if error is None else f" ± {error:.3g}"
+        typer.echo(f"  {row.replace('_', ' '):<15}{values[row]:.6g}{spread}")

@@ -1,0 +1,106 @@
+"""What `stablelm generate` continues: a text from the command line, a file or a pipe; or many from .jsonl."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stablelm.config.errors import InputError
+
+if TYPE_CHECKING:
+    from stablelm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is continued."""
+
+    given: str
+    text: str
+    """What is read of it: all, or its end."""
+    line: int = 0
+    """Of a file of prompts, from 1."""
+    id: str | int = 0
+    """As the line gives it; else the line's number."""
+
+
+def read_text(source: str | Path) -> str:
+    """A prompt: the argument itself, all of standard input for `-`, or a file's text (`Path`).
+
+    UTF-8 whatever the locale says; the last line end of a file or of the input is dropped."""
+    typed = isinstance(source, str) and source != "-"
+    if typed:
+        data, name = os.fsencode(source), "the prompt"
+    elif str(source) == "-":
+        data, name = sys.stdin.buffer.read(), "the prompt"
+    else:
+        data, name = Path(source).read_bytes(), str(source)
+    text = _decoded(data, name)
+    return text if typed else text.removesuffix("\n").removesuffix("\r")
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The lines {"prompt": …, "id"?: …} of a .jsonl file; `InputError` names the first line that is wrong."""
+    found: list[Prompt] = []
+    seen: dict[str | int, int] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        where = f"{path}, line {number:,}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(_decoded(line, where))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{where}: not valid JSON ({error}).") from None
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            raise InputError(f'{where}: wants {{"prompt": "…"}}, and may have an "id".')
+        if unknown := sorted(record.keys() - {"prompt", "id"}):
+            raise InputError(f"{where}: unknown key {unknown[0]!r}; a line has prompt and id alone.")
+        name = record.get("id", number)
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise InputError(f"{where}: the id must be text or a whole number, not {name!r}.")
+        if name in seen:
+            raise InputError(f"{where}: the id {name!r} is that of line {seen[name]:,} already.")
+        if any("\ud800" <= letter <= "\udfff" for letter in f"{name}{record['prompt']}"):
+            raise InputError(f"{where}: half of a surrogate pair, which is no character.")
+        seen[name] = number
+        found.append(Prompt(record["prompt"], record["prompt"], number, name))
+    if not found:
+        raise InputError(f"{path}: holds no prompt.")
+    return found
+
+
+def truncate_left(tokenizer: "Tokenizer", text: str, room: int) -> tuple[str, int]:
+    """The end of `text` that has at most `room` tokens, and how many tokens were cut off before it.
+
+    The cut lies between characters, so a token more than needed may go."""
+    ids = tokenizer.encode(text)
+    start = max(0, len(ids) - room)
+    while start and start < len(ids):
+        text = tokenizer.decode(ids[start:]).lstrip("\ufffd")  # the rest of a character that was cut
+        if len(tokenizer.encode(text)) <= room:
+            return text, start
+        start += 1
+    return ("" if start else text), start
+
+
+def logit_bias(pairs: Sequence[str]) -> dict[int, float]:
+    """ID=VALUE, several times, as a table."""
+    table: dict[int, float] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            table[int(name)] = float(value)
+        except ValueError:
+            raise InputError(f"--logit-bias {pair}: wants ID=VALUE, as 50=-2.5.") from None
+    return table
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        bad = f"byte {error.start + 1:,} of {name}, {data[error.start]:#04x},"
+        raise InputError(f"{bad} is not UTF-8. Convert the text, for example with iconv.") from None

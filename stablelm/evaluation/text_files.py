@@ -1,0 +1,149 @@
+"""Loss, perplexity and bits per byte of a model on text files, with standard errors over documents.
+
+Each document is read alone, from the separator on; its tokens are predicted once, the separator after it is
+not, so that bits per byte are those of the text. A document longer than the window goes in windows: with a
+stride below the window, later ones read again what comes before their tokens, and count only those. The
+standard error is that of a ratio of sums over documents drawn at random (linearised; Cochran, 1977, §2.11):
+the tokens of one document are not independent, so an error over tokens would be too small. One document has
+none."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stablelm.config import InputError
+from stablelm.evaluation.scoring import Request, score
+from stablelm.model import StableLM
+from stablelm.tokenizer import Tokenizer
+
+GROUP_TOKENS = 1 << 18
+"""Documents are read until they have so many tokens, then scored together."""
+
+
+@dataclass
+class TextScores:
+    """One entry for each document that has text."""
+
+    nats: list[float] = field(default_factory=list)
+    """Summed −ln p of its tokens."""
+    tokens: list[int] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
+    """Of its UTF-8."""
+
+    def __add__(self, other: "TextScores") -> "TextScores":
+        return TextScores(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the errors are null for one document."""
+        loss, loss_error = ratio(self.nats, self.tokens)
+        per_byte, per_byte_error = ratio(self.nats, self.bytes)
+        perplexity = math.exp(min(loss, 700.0))
+        return {
+            "documents": len(self.nats), "tokens": sum(self.tokens), "text_bytes": sum(self.bytes),
+            "loss": loss, "loss_standard_error": loss_error,
+            "perplexity": perplexity,
+            "perplexity_standard_error": None if loss_error is None else perplexity * loss_error,
+            "bits_per_byte": per_byte / math.log(2),
+            "bits_per_byte_standard_error": None if per_byte_error is None else per_byte_error / math.log(2),
+        }  # fmt: skip
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, float | None]:
+    """Σ over / Σ under and its standard error, both over the same documents; None for a single one."""
+    total, count = sum(under), len(under)
+    value = math.fsum(over) / total
+    if count < 2:
+        return value, None
+    squares = math.fsum((a - value * b) ** 2 for a, b in zip(over, under, strict=True))
+    return value, math.sqrt(squares * count / (count - 1)) / total
+
+
+def documents(path: Path, key: str = "text") -> Iterator[str]:
+    """The documents of a file: of .jsonl the text under `key` of each line, of any other the whole file.
+
+    `InputError` names the line, or the byte, that cannot be read."""
+    with open(path, "rb") as file:
+        if path.suffix != ".jsonl":
+            yield _decoded(file.read(), f"{path}")
+            return
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number:,}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(_decoded(line, where))
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(f"{where}: not valid JSON ({error}). Was the file cut off?") from None
+            text = record.get(key) if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                raise InputError(f"{where}: no text under {key!r} (found: {found}). Name its key with --key.")
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise InputError(f"{where}: half of a surrogate pair under {key!r}, which is no character.")
+            yield text
+
+
+def score_texts(
+    model: StableLM,
+    tokenizer: Tokenizer,
+    texts: Iterator[str],
+    window: int,
+    stride: int,
+    progress: Callable[[int], object] = lambda tokens: None,
+) -> TextScores:
+    """Reads `texts` in windows of `window` tokens, each `stride` after the last; empty texts do not count.
+
+    `progress` hears of the tokens done."""
+    found = TextScores()
+    waiting: list[tuple[int, int]] = []
+    requests: list[Request] = []
+    owners: list[int] = []
+
+    def work() -> None:
+        sums = [0.0] * len(waiting)
+        for owner, result in zip(owners, score(model, requests, context=window), strict=True):
+            sums[owner] -= result.loglikelihood
+        found.nats.extend(sums)
+        found.tokens.extend(count for count, _ in waiting)
+        found.bytes.extend(size for _, size in waiting)
+        for held in (waiting, requests, owners):
+            held.clear()
+        progress(sum(found.tokens))
+
+    for text in texts:
+        ids = tokenizer.encode_documents([text])[0]
+        if not ids:
+            continue
+        for before, after in windows([model.config.eos_token_id, *ids], window, stride):
+            requests.append((before, after))
+            owners.append(len(waiting))
+        waiting.append((len(ids), len(text.encode())))
+        if sum(count for count, _ in waiting) >= GROUP_TOKENS:
+            work()
+    if waiting:
+        work()
+    return found
+
+
+def windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Request]:
+    """(what is read before, what is predicted) such that every id after the first is predicted once."""
+    assert 0 < stride <= window
+    end = 1
+    for start in range(0, len(ids) - 1, stride):
+        stop = min(start + window + 1, len(ids))
+        yield ids[start:end], ids[end:stop]
+        if stop == len(ids):
+            return
+        end = stop
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: byte {error.start:,}, {data[error.start]:#04x}, is not UTF-8. Convert it with iconv."
+        ) from None
