@@ -15,7 +15,7 @@ CORE = (
     "config", "model", "tokenizer", "training", "inference", "data/token_files.py", "data/permutation.py",
     "data/mixture.py", "data/loader.py",
 )  # fmt: skip
-# Parts of those rooms that he does not meet: recipes of data preparation, other systems' files, cards, pages, rehearsals.
+# Parts of those rooms that he does not meet: recipes, other systems' files, cards, pages, rehearsals.
 NOT_CORE = (
     "config/recipe.py", "config/filters.py", "config/filter_set.py", "config/cleaning.py",
     "config/deduplication.py", "config/slurm.py", "config/neox.py", "config/neox_keys.py",
