@@ -1,11 +1,7 @@
 """`stablelm chat`: what the model reads, what is written where, commands, a full context, Ctrl-C."""
 
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -100,32 +96,23 @@ def test_a_template_goes_where_the_tokenizer_goes(tuned, tmp_path):
     assert stablelm.load(tmp_path / "other")[1].chat_template == tokenizer.chat_template == ZEPHYR
 
 
-def test_ctrl_c_ends_an_answer_and_not_the_program(tuned):
-    code = "import sys; from stablelm.cli.main import main; main()"
-    line = [
-        sys.executable,
-        "-c",
-        code,
-        "chat",
-        str(tuned),
-        "--temperature",
-        "2",
-        "--top-p",
-        "1",
-        "--seed",
-        "3",
-    ]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    child = subprocess.Popen(line, **pipes, bufsize=0, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    child.stdin.write(b"the river\n")
-    assert child.stdout.read(1)
-    child.send_signal(signal.SIGINT)
-    told = b""
-    while b"stopped" not in told and b"was cut" not in told:
-        told += child.stderr.read(1)
-    child.stdin.write(b"/reset\nhi\n")
-    out, told = child.communicate(timeout=60)
-    assert child.returncode == 0 and b"a new conversation" in told and out.count(b"\n") >= 1
+def test_ctrl_c_ends_an_answer_and_not_the_program(run, tuned, monkeypatch):
+    plain, answers = stablelm.inference.stream, []
+
+    def interrupted(*given, on_token, **settings):
+        answers.append(given)
+        if len(answers) > 1:
+            yield from plain(*given, on_token=on_token, **settings)
+            return
+        on_token(5)
+        yield "half an"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stablelm.inference, "stream", interrupted)
+    said = run("chat", tuned, "--seed", 3, stdin=b"the river\n/reset\nhi\n")
+    assert said.code == 0 and len(answers) == 2
+    assert said.out.startswith("half an\n")
+    assert said.err.index("stopped") < said.err.index("a new conversation")
 
 
 def test_ctrl_c_at_the_prompt_drops_the_line(capsys):
