@@ -157,10 +157,15 @@ def test_an_error_of_a_task_comes_home_and_ends_the_others(on_ray, tmp_path, wha
 def test_ctrl_c_ends_the_tasks(on_ray, tmp_path):
     one = on_ray()
     run(one, tmp_path / "w", tasks("work", "work"))  # joined, so that Ctrl-C comes while tasks run
-    threading.Thread(target=interrupt_when, args=(lambda: "t7" in logs(tmp_path / "w"),), daemon=True).start()
+    ended = threading.Event()
+    begun = (lambda: "t7" in logs(tmp_path / "w"), ended)
+    threading.Thread(target=interrupt_when, args=begun, daemon=True).start()
     listed = [Task("t7", {"what": "sleep"}, size=1), Task("t8", {"what": "sleep"}, size=1)]
     with pytest.raises(KeyboardInterrupt):
-        run(one, tmp_path / "w", listed)
+        try:
+            run(one, tmp_path / "w", listed)
+        finally:
+            ended.set()
     with directory_lock(tmp_path / "w/.ray"):
         assert {path.name for path in (tmp_path / "w/toy").iterdir() if ".tmp-" not in path.name} == {
             "t0",
@@ -168,10 +173,13 @@ def test_ctrl_c_ends_the_tasks(on_ray, tmp_path):
         }
 
 
-def interrupt_when(condition):
+def interrupt_when(condition, ended):
+    """Again after a while: an interrupt that falls into a finaliser is ignored by Python."""
     while not condition():
         time.sleep(0.02)
-    _thread.interrupt_main()
+    while not ended.is_set():
+        _thread.interrupt_main()
+        ended.wait(8)
 
 
 def test_at_most_so_many_at_a_time(on_ray, tmp_path):
