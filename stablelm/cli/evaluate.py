@@ -46,6 +46,7 @@ def evaluate(
     wanted = choose_tasks(suite, [task for task in (tasks or "").split(",") if task])
     if compare and len(models) < 2:
         raise InputError("--compare wants at least two models.")
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -61,9 +62,9 @@ def evaluate(
     console = Console()
 
     def show(title: str, header: list[str], rows: list[list[str]]) -> None:
-        grid = Table(title=title)
+        grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for column in header:
-            grid.add_column(column, overflow="fold")
+            grid.add_column(column)
         for row in rows:
             grid.add_row(*row)
         console.print(grid)

@@ -39,9 +39,9 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What may be said."""
+        """What may be said: better, worse, or unclear where 0 lies within the interval."""
         low, high = self.interval
-        return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+        return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
 def metric_of(task: str, items: Sequence[Mapping[str, Any]]) -> str:
