@@ -1,6 +1,5 @@
 """What `stablelm generate` continues: a text from the command line, a file or a pipe; or many from .jsonl."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stablelm.config.errors import InputError
+from stablelm.storage.json_lines import decoded, json_lines
 
 if TYPE_CHECKING:
     from stablelm.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ def read_text(source: str | Path) -> str:
         data, name = sys.stdin.buffer.read(), "the prompt"
     else:
         data, name = Path(source).read_bytes(), str(source)
-    text = _decoded(data, name)
+    text = decoded(data, name)
     return text if typed else text.removesuffix("\n").removesuffix("\r")
 
 
@@ -46,14 +46,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The lines {"prompt": …, "id"?: …} of a .jsonl file; `InputError` names the first line that is wrong."""
     found: list[Prompt] = []
     seen: dict[str | int, int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        where = f"{path}, line {number:,}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(_decoded(line, where))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{where}: not valid JSON ({error}).") from None
+    for number, where, record in json_lines(path):
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise InputError(f'{where}: wants {{"prompt": "…"}}, and may have an "id".')
         if unknown := sorted(record.keys() - {"prompt", "id"}):
@@ -96,11 +89,3 @@ def logit_bias(pairs: Sequence[str]) -> dict[int, float]:
         except ValueError:
             raise InputError(f"--logit-bias {pair}: wants ID=VALUE, as 50=-2.5.") from None
     return table
-
-
-def _decoded(data: bytes, name: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        bad = f"byte {error.start + 1:,} of {name}, {data[error.start]:#04x},"
-        raise InputError(f"{bad} is not UTF-8. Convert the text, for example with iconv.") from None

@@ -15,6 +15,7 @@ import yaml
 
 from stablelm.config import InputError
 from stablelm.storage.hashes import sha256_text
+from stablelm.storage.json_lines import json_lines
 
 FIELDS = {
     "arc_challenge": ("question", "choices", "answerKey"),
@@ -72,23 +73,15 @@ def check_files(folder: str | Path, tasks: Sequence[str]) -> None:
 
 def _check_file(path: Path, fields: Sequence[str]) -> None:
     count = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                item = json.loads(line)
-            except ValueError:
-                raise InputError(f"{path}, line {number}: not JSON.") from None
-            if not isinstance(item, dict):
-                raise InputError(f"{path}, line {number}: not a JSON object.")
-            if lacking := [field for field in fields if field not in item]:
-                raise InputError(
-                    f"{path}, line {number}: has no {', '.join(lacking)}; {path.stem} wants "
-                    f"{', '.join(fields)}, "
-                    f"this line has {', '.join(item) or 'nothing'}."
-                )
-            count += 1
+    for _, where, item in json_lines(path):
+        if not isinstance(item, dict):
+            raise InputError(f"{where}: not a JSON object.")
+        if lacking := [field for field in fields if field not in item]:
+            raise InputError(
+                f"{where}: has no {', '.join(lacking)}; {path.stem} wants {', '.join(fields)}, "
+                f"this line has {', '.join(item) or 'nothing'}."
+            )
+        count += 1
     if not count:
         raise InputError(f"{path}: holds no items.")
 

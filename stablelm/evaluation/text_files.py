@@ -7,7 +7,6 @@ standard error is that of a ratio of sums over documents drawn at random (linear
 the tokens of one document are not independent, so an error over tokens would be too small. One document has
 none."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 from stablelm.config import InputError
 from stablelm.evaluation.scoring import Request, score
 from stablelm.model import StableLM
+from stablelm.storage.json_lines import decoded, json_lines
 from stablelm.tokenizer import Tokenizer
 
 GROUP_TOKENS = 1 << 18
@@ -65,25 +65,17 @@ def documents(path: Path, key: str = "text") -> Iterator[str]:
     """The documents of a file: of .jsonl the text under `key` of each line, of any other the whole file.
 
     `InputError` names the line, or the byte, that cannot be read."""
-    with open(path, "rb") as file:
-        if path.suffix != ".jsonl":
-            yield _decoded(file.read(), f"{path}")
-            return
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number:,}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(_decoded(line, where))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{where}: not valid JSON ({error}). Was the file cut off?") from None
-            text = record.get(key) if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise InputError(f"{where}: no text under {key!r} (found: {found}). Name its key with --key.")
-            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise InputError(f"{where}: half of a surrogate pair under {key!r}, which is no character.")
-            yield text
+    if path.suffix != ".jsonl":
+        yield decoded(path.read_bytes(), f"{path}")
+        return
+    for _, where, record in json_lines(path):
+        text = record.get(key) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise InputError(f"{where}: no text under {key!r} (found: {found}). Name its key with --key.")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{where}: half of a surrogate pair under {key!r}, which is no character.")
+        yield text
 
 
 def score_texts(
@@ -138,12 +130,3 @@ def windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Request]:
         if stop == len(ids):
             return
         end = stop
-
-
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: byte {error.start:,}, {data[error.start]:#04x}, is not UTF-8. Convert it with iconv."
-        ) from None

@@ -118,7 +118,7 @@ def test_a_prompt_from_a_file(world, run, tmp_path):
     assert run(*line, "--file", file) == expected and expected.out.startswith("her letter é")
     assert run(*line, "--file", "-", stdin="her letter é\n".encode()) == expected
     file.write_bytes(b"ab\xe9")
-    assert "byte 3 of " in run(*line, "--file", file).err
+    assert "prompt.txt: byte 2, 0xe9, is not UTF-8" in run(*line, "--file", file).err
     assert "nowhere.txt: No such file" in run(*line, "--file", tmp_path / "nowhere.txt").err
 
 

@@ -31,7 +31,7 @@ def test_missing_files_are_named_with_their_origin(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: not JSON"),
+        ("{", "line 2: not valid JSON"),
         ("[1]", "line 2: not a JSON object"),
         ('{"goal": "a", "sol1": "b"}', r"line 2: has no sol2, label; piqa wants goal, sol1, sol2, label"),
     ],
