@@ -215,9 +215,9 @@ def test_prompts_that_cannot_be_read(world, run):
     model = world / "model"
     assert "the model's context is 128. Shorten the prompt." in refused(run("generate", model, "word " * 200))
     said = refused(run("generate", model, "ab\udcffc"))
-    assert "byte 3 of the prompt, 0xff, is not UTF-8" in said
+    assert "the prompt: byte 2, 0xff, is not UTF-8" in said
     said = refused(run("generate", model, "-", stdin=b"ab\xe9 c"))
-    assert "byte 3 of the prompt, 0xe9, is not UTF-8" in said
+    assert "the prompt: byte 2, 0xe9, is not UTF-8" in said
 
 
 def _cut(folder):
