@@ -11,8 +11,9 @@ from stablelm.planning.layout import Layout
 from stablelm.planning.memory import local_numbers, memory_of, parameter_shapes
 from stablelm.planning.traffic import traffic_of
 
-OVER = 1.03
-"""How far the peak may be above the plan's: 2.3 % were seen, at a network of 1 MB; below it for the 3B."""
+OVER, SMALL = 0.02, 4 << 20
+"""How far the peak may be above the plan's: a share of it, and the bytes of small buffers that the formula
+leaves out, which show in a network of a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def compare(
         if found != wanted:
             faults.append(f"{what}: {found:,} bytes, planned {wanted:,}")
     need = memory_of(model, layout).total
-    if peak > OVER * need:
+    if peak > need + OVER * need + SMALL:
         faults.append(f"peak: {peak:,} bytes, planned {need:,}")
     calls = Counter[str]()
     for row in traffic_of(model, layout):

@@ -5,7 +5,9 @@ a device or a process group: a layout of 256 GPUs is checked on a laptop."""
 
 from dataclasses import dataclass
 
-from stablelm.config import InputError, ModelConfig, RunConfig
+from stablelm.config import ModelConfig, RunConfig
+from stablelm.config.optimization import BatchConfig
+from stablelm.config.parallelism import ParallelConfig
 
 PRECISIONS = {"bf16": (4, 2, 4), "fp32": (4, 4, 4), "bf16-pure": (2, 2, 4)}
 """Precision → bytes a number of the kept weights and moments, of the computation, of the reduction."""
@@ -92,38 +94,15 @@ def make_layout(
     precision: str = "bf16",
     loss_chunk: int = 512,
 ) -> Layout:
-    """The layout of a step of `sequences` on `world` devices; refuses one that does not come out even.
+    """The layout of a step of `sequences` on `world` devices; refuses what the trainer would refuse.
 
     `shard` None takes what is left. ZeRO 0 shards nothing: every data-parallel rank is a replica."""
-    if tensor > 1:
-        _divides(model, tensor, sequence_length if sequence_parallel else None)
-    if world % tensor:
-        raise InputError(
-            f"parallel.tensor {tensor} does not divide {world} GPUs; take one of {_some(world)}."
-        )
-    data = world // tensor
-    if zero == 0:
-        replicate, shard = data, 1
-    if shard is None:
-        if data % replicate:
-            raise InputError(
-                f"parallel.replicate {replicate} does not divide the {data} data-parallel ranks ({world} "
-                f"GPUs, tensor {tensor}); take one of {_some(data)}."
-            )
-        shard = data // replicate
-    if replicate * shard != data:
-        raise InputError(
-            f"parallel: replicate {replicate} × shard {shard} × tensor {tensor} is "
-            f"{replicate * shard * tensor} GPUs, not {world}. Leave parallel.shard out (it takes the rest), "
-            "or change --gpus."
-        )
-    if sequences % data:
-        raise InputError(
-            f"batch.sequences {sequences:,} does not divide over {data} data-parallel ranks ({world} GPUs, "
-            f"tensor {tensor}). Take a number of GPUs that divides {sequences * tensor:,}, or another "
-            "batch.sequences."
-        )
-    mine = sequences // data
+    parallel = ParallelConfig(
+        replicate=replicate, shard=shard, tensor=tensor, zero=zero, sequence_parallel=sequence_parallel
+    )
+    batch = BatchConfig(sequences=sequences, micro_sequences=micro_sequences, sequence_length=sequence_length)
+    replicate, shard, tensor = degrees = parallel.check(world, model, batch)
+    mine = sequences // degrees.data
     micro = min(micro_sequences, mine)
     return Layout(
         replicate, shard, tensor, zero, sequence_parallel, micro, -(-mine // micro), sequence_length,
@@ -134,30 +113,10 @@ def make_layout(
 def layout_of(config: RunConfig, world: int) -> Layout:
     """The layout of a run on `world` devices: its sections `batch` and `parallel`, its key `recompute`."""
     values = config.model_dump()
-    batch, parallel = values["batch"], values.get("parallel", {})
+    batch, parallel = values["batch"], values["parallel"]
     return make_layout(
         config.model, world,
         **{key: batch[key] for key in ("sequences", "micro_sequences", "sequence_length")},
-        **{key: value for key, value in parallel.items() if key in MESH},
-        **{key: values[key] for key in ("precision", "loss_chunk", "recompute") if key in values},
+        **{key: parallel[key] for key in MESH},
+        **{key: values[key] for key in ("precision", "loss_chunk", "recompute")},
     )  # fmt: skip
-
-
-def _divides(model: ModelConfig, tensor: int, sequence_length: int | None) -> None:
-    wanted = {
-        "model.num_attention_heads": model.num_attention_heads,
-        "model.num_key_value_heads": model.num_key_value_heads,
-        "model.intermediate_size": model.intermediate_size,
-        "model.vocab_size": model.vocab_size,
-        "batch.sequence_length (sequence parallelism)": sequence_length or tensor,
-    }
-    for name, size in wanted.items():
-        if size % tensor:
-            raise InputError(
-                f"parallel.tensor {tensor} does not divide {name} {size:,}; take one of {_some(size)}."
-            )
-
-
-def _some(number: int) -> str:
-    """The divisors of a number that a tensor group or a replica count may have."""
-    return ", ".join(str(n) for n in range(1, min(number, 64) + 1) if number % n == 0)

@@ -9,14 +9,13 @@ A process has one fake group: a second one breaks DTensor's look-up of groups by
 process of its own. Rejected: FSDPMemTracker (on fake CPU tensors it counts a thousand times the optimizer's
 state, torch 2.13), CommDebugMode (it loses its place in the second pass of a step)."""
 
-import importlib
 import multiprocessing
 import time
 import warnings
 import weakref
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +26,7 @@ from stablelm.config.errors import RunError
 from stablelm.config.run import run_config
 from stablelm.model import StableLM
 from stablelm.planning.comparison import DryRun, compare
-from stablelm.planning.layout import Layout, layout_of
+from stablelm.planning.layout import layout_of
 
 PASSES = 2
 """Most passes of a step that are run: further ones repeat the last."""
@@ -74,27 +73,14 @@ def _child(values: dict[str, Any], world: int, rank: int, pipe: Any) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            placing = importlib.import_module("stablelm.training.parallel")
-            pipe.send(("done", fake_step(run_config(values), world, rank, placing)))
+            pipe.send(("done", fake_step(run_config(values | {"compile": False}), world, rank)))
     except InputError as error:
         pipe.send(("input", str(error)))
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
 
 
-class Placing(Protocol):
-    """How a network comes to lie on a mesh: `stablelm.training.parallel`."""
-
-    def build_mesh(self, parallel: Any, world: int, device_type: str) -> Any:
-        """The device mesh of a configuration's section `parallel`."""
-        ...
-
-    def parallelize(self, model: StableLM, mesh: Any, config: RunConfig, device_type: str) -> Any:
-        """Places the network's weights, in place."""
-        ...
-
-
-def fake_step(config: RunConfig, world: int, rank: int, placing: Placing) -> DryRun:
+def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
     """The step itself; leaves a fake process group behind, so call it once in a process."""
     import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -102,15 +88,17 @@ def fake_step(config: RunConfig, world: int, rank: int, placing: Placing) -> Dry
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from stablelm.training.optimizer import make_optimizer, moments
+    from stablelm.training.parallel import build_mesh, parallelize
+    from stablelm.training.parallel.apply import accumulate
 
     began, full = time.perf_counter(), layout_of(config, world)
     layout = replace(full, micro_batches=min(PASSES, full.micro_batches))
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
-    mesh = placing.build_mesh(getattr(config, "parallel", None), world, "cpu")
+    mesh = build_mesh(config.parallel, world, "cpu")
     with torch.device("meta"):
         model = StableLM(config.model)
     model.lm_head.chunk = config.loss_chunk
-    placing.parallelize(model, mesh, config, "cpu")
+    parallelize(model, mesh, config, "cpu")
     alive = Alive()
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         model.to_empty(device="cpu")
@@ -124,7 +112,7 @@ def fake_step(config: RunConfig, world: int, rank: int, placing: Placing) -> Dry
 
         def passes() -> None:
             for index in range(layout.micro_batches):
-                last_pass(model, layout, index == layout.micro_batches - 1)
+                accumulate(model, layout.replicate > 1, layout.zero, index == layout.micro_batches - 1)
                 model(ids, labels=ids).backward()
 
         # What DTensor does once is not counted: it finds placements by tensors of whole size, in the first
@@ -142,17 +130,6 @@ def fake_step(config: RunConfig, world: int, rank: int, placing: Placing) -> Dry
         config.model, layout, rank, sizes, held, moved, alive.peak, alive.collectives,
         time.perf_counter() - began,
     )  # fmt: skip
-
-
-def last_pass(model: Any, layout: Layout, last: bool) -> None:
-    """What the trainer tells `fully_shard` before each pass."""
-    if layout.zero <= 1:
-        model.set_requires_gradient_sync(last)
-    if layout.zero <= 2:
-        model.set_reshard_after_backward(last)
-    if layout.replicate > 1:
-        model.set_requires_all_reduce(last)
-    model.set_is_last_backward(last)
 
 
 class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,11 +7,13 @@ the run before the weights change."""
 
 import contextlib
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
@@ -33,7 +35,8 @@ from stablelm.training.interruption import Interruption
 from stablelm.training.metrics import METRICS, Metrics
 from stablelm.training.optimizer import make_optimizer
 from stablelm.training.parallel import Layout, finish, start
-from stablelm.training.parallel.apply import reshard
+from stablelm.training.parallel.apply import check, reshard
+from stablelm.training.parallel.launch import discover
 from stablelm.training.passes import backward, clip, summed
 from stablelm.training.resume import remedy_for, same_run, state_of
 from stablelm.training.saving import Checkpoints
@@ -58,7 +61,9 @@ def train(
             f"{run}: already holds a run ({saved[-1].name}). Continue it with --resume, or choose another "
             "--out."
         )
-    device, started = start(resolve_device(config.device), config.parallel.timeout)
+    device = resolve_device(config.device)
+    check(config, discover(os.environ).world, device.type)
+    device, started = start(device, config.parallel.timeout)
     try:
         trainer = Trainer(config, console, device=device)  # refuses before anything is written
         with contextlib.ExitStack() as held:
@@ -81,9 +86,11 @@ class Trainer:
     ) -> None:
         """`device`: this process's, by default the configuration's; `dtype` replaces the precision of weights
         and arithmetic (float64 in tests)."""
-        self.config, self.run, self.ranks = config, Path(config.out), Ranks()
-        self.console = (console or make_console()) if self.ranks.first else SilentConsole()
+        self.config, self.run = config, Path(config.out)
         self.device = device or resolve_device(config.device)
+        check(config, dist.get_world_size() if dist.is_initialized() else 1, self.device.type)
+        self.ranks = Ranks()
+        self.console = (console or make_console()) if self.ranks.first else SilentConsole()
         self.layout = Layout.of(config, self.device.type)
         self.ranks.together(self._open_data)
         samples, skipped = self.loader.num_samples, self.loader.skips.count

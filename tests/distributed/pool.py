@@ -39,6 +39,7 @@ def _one(rank, world, meeting, job, arguments):
             dist.init_process_group(
                 "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=patience
             )
+            dist.barrier()  # all are joined before a job may refuse and leave
         return job(rank, *arguments), None
     except BaseException as error:
         return None, (type(error).__name__, str(error), traceback.format_exc())

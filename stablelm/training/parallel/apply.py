@@ -31,17 +31,23 @@ def compiles(config: RunConfig, device_type: str) -> bool:
     return config.compile if config.compile is not None else device_type == "cuda"
 
 
+def check(config: RunConfig, world: int, device_type: str) -> None:
+    """Refuses, before any process waits for another, a mesh that does not fit the network or the batch, and
+    settings that do not go together; `InputError`, the same on all of `world` processes."""
+    degrees = config.parallel.check(world, config.model, config.batch)
+    if compiles(config, device_type) and config.recompute == "selective" and degrees.tensor > 1:
+        raise InputError(
+            "recompute: selective cannot look into compiled blocks under tensor parallelism; use recompute: "
+            "full, or compile: false."
+        )
+
+
 def parallelize(model: StableLM, mesh: DeviceMesh | None, config: RunConfig, device_type: str) -> StableLM:
     """Cuts, compiles and shards `model` in place; with no mesh, compiles and sets recomputation alone.
 
     On a mesh the parameters become DTensors: fill them (`fill`) after `to_empty`, or parallelize a filled
     model whose weights are the same on all processes."""
     compiled, tensor = compiles(config, device_type), 1 if mesh is None else mesh[TENSOR].size()
-    if compiled and config.recompute == "selective" and tensor > 1:
-        raise InputError(
-            "recompute: selective cannot look into compiled blocks under tensor parallelism; use recompute: "
-            "full, or compile: false."
-        )
     if mesh is not None and tensor > 1:
         _cut(model, mesh[TENSOR], config)
     if compiled and config.recompute == "selective":  # its policy must be seen by the compiler
