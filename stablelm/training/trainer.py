@@ -7,13 +7,11 @@ the run before the weights change."""
 
 import contextlib
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
@@ -36,7 +34,7 @@ from stablelm.training.metrics import METRICS, Metrics
 from stablelm.training.optimizer import make_optimizer
 from stablelm.training.parallel import Layout, finish, start
 from stablelm.training.parallel.apply import check, reshard
-from stablelm.training.parallel.launch import discover
+from stablelm.training.parallel.launch import world_size
 from stablelm.training.passes import backward, clip, summed
 from stablelm.training.resume import remedy_for, same_run, state_of
 from stablelm.training.saving import Checkpoints
@@ -62,7 +60,7 @@ def train(
             "--out."
         )
     device = resolve_device(config.device)
-    check(config, discover(os.environ).world, device.type)
+    check(config, world_size(), device.type)
     device, started = start(device, config.parallel.timeout)
     try:
         trainer = Trainer(config, console, device=device)  # refuses before anything is written
@@ -88,7 +86,7 @@ class Trainer:
         and arithmetic (float64 in tests)."""
         self.config, self.run = config, Path(config.out)
         self.device = device or resolve_device(config.device)
-        check(config, dist.get_world_size() if dist.is_initialized() else 1, self.device.type)
+        check(config, world_size(), self.device.type)
         self.ranks = Ranks()
         self.console = (console or make_console()) if self.ranks.first else SilentConsole()
         self.layout = Layout.of(config, self.device.type)

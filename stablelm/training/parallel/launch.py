@@ -50,6 +50,11 @@ def discover(environment: Mapping[str, str]) -> Place:
     return Place(rank, world, local, address, _number(environment, "MASTER_PORT", port))
 
 
+def world_size() -> int:
+    """How many processes there are: in the group, or, before there is one, as torchrun or srun tell."""
+    return dist.get_world_size() if dist.is_initialized() else discover(os.environ).world
+
+
 def first_node(nodes: str) -> str:
     """The first name of a Slurm node list: gpu[003-010,12],x → gpu003."""
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
