@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stablelm.config.optimization import ScheduleConfig
 from stablelm.config.schema import Schema
 
 NO_PATHS = "(train-data-paths is empty)"
@@ -12,21 +13,30 @@ NO_PATHS = "(train-data-paths is empty)"
 
 
 class PhaseConfig(Schema):
-    """A part of the run with a mixture of its own. Each source goes on where the phases before it stopped."""
+    """A part of the run with settings of its own. Each source goes on where the phases before it stopped."""
 
-    epochs: dict[str, float | str]
-    """Source name → epochs that this phase adds, honoured exactly; a source may come or go."""
+    epochs: dict[str, float | str] = Field(default_factory=dict)
+    """Source name → epochs that this phase adds, honoured exactly; a source may come or go. Left out where
+    data.epochs is the mixture of all phases."""
     until_step: int | None = Field(None, ge=1)
     """The optimizer step of the run after which this phase ends although its epochs are not complete; null
-    reads them whole."""
+    reads them whole. Required before a phase that changes batch, context or learning rate."""
     document_boundaries: bool | None = None
     """As data.document_boundaries, for this phase alone; null takes that."""
+    sequences: int | None = Field(None, ge=1)
+    """Sequences in a step of this phase; null takes batch.sequences."""
+    sequence_length: int | None = Field(None, ge=2)
+    """Tokens of context in this phase, a divisor of batch.sequence_length, whose windows are then cut into
+    that many sequences of one step; null takes all of it. A pass takes as many more of them."""
+    schedule: ScheduleConfig | None = None
+    """A learning rate planned over this phase alone, from its own warm-up to its own cooldown; null goes on
+    with the run's."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate in this phase; null takes optimizer.lr."""
 
     @field_validator("epochs")
     @classmethod
     def _positive(cls, epochs: dict[str, float | str]) -> dict[str, float | str]:
-        if not epochs:
-            raise ValueError("name at least one source, for example {web: 4}")
         return _positive_epochs(epochs)
 
 
@@ -66,10 +76,11 @@ class DataConfig(Schema):
     epochs: dict[str, float | str] = Field(default_factory=dict)
     """Source name → epochs, honoured exactly; fractions as 1.5 or "7/3". Required without `phases`."""
     phases: list[PhaseConfig] = Field(default_factory=list)
-    """Instead of `epochs`, to change the mixture during the run: a list of {epochs: {web: 2, code: 1},
-    until_step: null, document_boundaries: null}. Each phase says how many epochs it adds; each source goes on
-    where the phases before stopped. A run may be resumed with another future: phases added, or the present
-    one ended by `until_step`."""
+    """To change settings during the run: a list of {epochs: {web: 2, code: 1}, until_step: null,
+    document_boundaries: null, sequences: null, sequence_length: null, schedule: null, lr: null}. Either each
+    phase says how many epochs it adds, and each source goes on where the phases before stopped, or
+    data.epochs is the mixture of all of them and all but the last say `until_step`. A run may be resumed with
+    another future: phases added, or the present one ended by `until_step`."""
     windows: dict[str, int] = Field(default_factory=dict)
     """Source name → use only its first this many windows of batch.sequence_length tokens; empty uses all."""
     skip: list[tuple[int, int]] = Field(default_factory=list)
@@ -110,23 +121,44 @@ class DataConfig(Schema):
             raise ValueError("the section `neox` wants order: neox")
         if not self.path:
             raise ValueError("path is required: the directory that `stablelm data prepare` wrote")
-        if self.epochs and self.phases:
-            raise ValueError("epochs and phases are both given; keep one (epochs are one phase)")
         if not self.epochs and not self.phases:
             raise ValueError("name at least one source, for example epochs: {web: 4}")
+        for number, phase in enumerate(self.phases):
+            if self.epochs and phase.epochs:
+                raise ValueError(
+                    f"epochs and phases.{number}.epochs are both given; keep one: a mixture of the whole run "
+                    "(phases without epochs), or one for each phase"
+                )
+            if not self.epochs and not phase.epochs:
+                raise ValueError(
+                    f"phases.{number}: name at least one source, for example epochs: {{web: 4}}, or give "
+                    "data.epochs for all phases"
+                )
+            if self.epochs and phase.until_step is None and number < len(self.phases) - 1:
+                raise ValueError(f"phases.{number}: without epochs of its own it needs until_step to end")
         unknown = sorted(set(self.windows) - set(self.sources()))
         if unknown:
-            where = "data.phases do" if self.phases else "data.epochs does"
+            where = "data.phases do" if not self.epochs else "data.epochs does"
             raise ValueError(f"data.windows names {unknown[0]!r}, which {where} not")
         return self
 
-    def all_phases(self) -> list[PhaseConfig]:
-        """The phases; `epochs` alone are one; none in order neox, which has no epochs."""
-        return [PhaseConfig(epochs=self.epochs)] if self.epochs else list(self.phases)
+    def parts(self) -> list[PhaseConfig]:
+        """The phases, each with its mixture; `epochs` alone are one; none in order neox."""
+        if not self.epochs:
+            return list(self.phases)
+        phases = self.phases or [PhaseConfig()]
+        return [phase.model_copy(update={"epochs": self.epochs}) for phase in phases]
+
+    def mixtures(self) -> list[PhaseConfig]:
+        """The phases that each have epochs of their own: one where `epochs` are those of the whole run."""
+        if not self.epochs:
+            return list(self.phases)
+        until = self.phases[-1].until_step if self.phases else None
+        return [PhaseConfig(epochs=self.epochs, until_step=until)]
 
     def sources(self) -> list[str]:
         """Names of the sources, in the order of the alphabet."""
-        return sorted({name for phase in self.all_phases() for name in phase.epochs})
+        return sorted({name for phase in self.parts() for name in phase.epochs})
 
 
 def _positive_epochs(epochs: dict[str, float | str]) -> dict[str, float | str]:

@@ -153,8 +153,9 @@ KEYS: dict[str, Key] = {
     "min_lr": _mapped("schedule.floor", NUMBER, 0.0, "÷ lr"),
     "warmup": _mapped("schedule.warmup", NUMBER, 0.01),
     "lr_decay_style": _mapped(
-        "schedule.shape", TEXT, "linear", allowed=one_of("cosine"),
-        remedy="write cosine, or choose a schedule of ours with --set schedule.shape=…",
+        "schedule.shape", TEXT, "linear", allowed=one_of("cosine", "constant"),
+        remedy="write cosine or constant, or choose a schedule of ours with --set schedule.shape=… (linear "
+        "and exponential of GPT-NeoX count the warm-up in and end above their floor)",
     ),
     "lr_decay_iters": Key("used", "the steps of the schedule; they must be train_iters", kind=WHOLE),
     "cooldown": _only("no cooldown", 0, 0.0, remedy="write 0 and say the cooldown in our keys"),

@@ -17,6 +17,7 @@ from stablelm.config.neox_file import WORLD
 from stablelm.config.optimization import BatchConfig, BranchConfig, OptimizerConfig, ScheduleConfig
 from stablelm.config.parallelism import ParallelConfig
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, section_of, validate
+from stablelm.config.steps import Steps
 
 
 class CheckpointConfig(Schema):
@@ -110,9 +111,15 @@ class RunConfig(Schema):
                 f"batch.sequence_length {self.batch.sequence_length} is longer than "
                 f"model.max_position_embeddings {self.model.max_position_embeddings}"
             )
+        steps_of(self)
         if isinstance(self.recompute, int) and self.recompute < 1:
             raise ValueError("recompute is none, selective, full, or a number of blocks from 1 on")
         return self
+
+
+def steps_of(config: RunConfig) -> Steps:
+    """Which windows each step of a run reads; `ValueError` where its phases do not fit together."""
+    return Steps.of(config.data, config.batch)
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = (), *, gpus: int | None = None) -> RunConfig:

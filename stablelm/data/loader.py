@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from stablelm.config import InputError
 from stablelm.config.mixture import DataConfig, PhaseConfig, as_fraction
+from stablelm.config.optimization import BatchConfig
 from stablelm.config.schema import suggest
+from stablelm.config.steps import Steps
 from stablelm.data.manifest import Dataset
 from stablelm.data.mixture import BLOCK, Mixture, Phase
 from stablelm.data.permutation import GOLDEN, mix64
@@ -41,7 +43,7 @@ class Loader(Samples):
     def __init__(
         self, dataset: Dataset, data: DataConfig, sequence_length: int, seed: int, sequences: int = 1
     ) -> None:
-        """`sequences`: samples a step, which `until_step` counts in.
+        """`sequences`: of a step, which `until_step` counts in, but where a phase says otherwise.
 
         `InputError` for a source that is not there, or shorter than a window or than `data.windows`; for a
         phase that cannot end where it is to, and a skipped range that is not there."""
@@ -52,9 +54,9 @@ class Loader(Samples):
             dataset.info(name)
             files[name] = dataset.train(name)
             windows[name] = _windows(name, files[name].num_tokens, data, sequence_length)
-        phases = data.all_phases()
-        self.mixture = _mixture(phases, windows, data.skip, seed, sequences)
-        super().__init__(self.mixture.num_samples, data.skip, sequence_length, sequences)
+        steps = Steps.of(data, BatchConfig(sequences=sequences, sequence_length=sequence_length))
+        self.mixture = _mixture(data.mixtures(), windows, data.skip, seed, steps)
+        super().__init__(self.mixture.num_samples, data.skip, sequence_length, steps)
         names = self.mixture.sources
         self._files = [files[name] for name in names]
         self._lengths = [
@@ -62,6 +64,11 @@ class Loader(Samples):
             for name in names
         ]  # tokens of each source's stream
         self._turns = np.array([keyed_uint64(seed, "rotation", name) for name in names], dtype=np.uint64)
+        phases = data.parts()
+        self._firsts = [order.first for order in self.mixture.phases]  # sample number that a phase begins at
+        if data.epochs:
+            ends = [phase.until_step for phase in phases[:-1]]
+            self._firsts = [0, *(self.next_number(steps.position(end)) for end in ends if end is not None)]
         own = [phase.document_boundaries for phase in phases]
         self._bounded = [data.document_boundaries if flag is None else flag for flag in own]
         self._tables = [
@@ -90,8 +97,7 @@ class Loader(Samples):
 
     def documents(self, numbers: Int64) -> NDArray[np.int32] | None:
         """Document ids of the samples with these numbers; 0 all along a row whose phase has no boundaries."""
-        starts = [order.first for order in self.mixture.phases]
-        bounded = np.array(self._bounded)[np.searchsorted(starts, numbers, side="right") - 1]
+        bounded = np.array(self._bounded)[np.searchsorted(self._firsts, numbers, side="right") - 1]
         if not bounded.any():
             return None
         source, start = self._start(numbers)
@@ -158,11 +164,12 @@ class Loader(Samples):
 
     def prefix(self, end: int) -> dict[str, Any]:
         """All that decides the samples with numbers below `end`, for JSON."""
-        begun = [i for i, order in enumerate(self.mixture.phases) if order.first < end]
+        begun = [i for i, first in enumerate(self._firsts) if first < end]
+        ends = [*self._firsts[1:], self.total]
         phases = [
             {
                 "epochs": self._tables[i],
-                "until_sample": min(end, self.mixture.phases[i].first + self.mixture.phases[i].size),
+                "until_sample": min(end, ends[i]),
                 "document_boundaries": self._bounded[i],
             }
             for i in begun
@@ -255,14 +262,16 @@ def _windows(name: str, tokens: int, data: DataConfig, length: int) -> int:
 
 
 def _mixture(
-    phases: list[PhaseConfig], windows: dict[str, int], skip: list[tuple[int, int]], seed: int, sequences: int
+    phases: list[PhaseConfig], windows: dict[str, int], skip: list[tuple[int, int]], seed: int, steps: Steps
 ) -> Mixture:
     """The mixture of a configuration: steps become the sample numbers at which they are over."""
     skips = Skips(skip)
     tables = [
         Phase(
             {name: as_fraction(phase.epochs[name]) for name in sorted(phase.epochs)},
-            None if phase.until_step is None else int(skips.numbers(phase.until_step * sequences - 1)) + 1,
+            None
+            if phase.until_step is None
+            else int(skips.numbers(steps.position(phase.until_step) - 1)) + 1,
         )
         for phase in phases
     ]
@@ -271,7 +280,8 @@ def _mixture(
     except InputError as error:
         if all(phase.until_step is None for phase in phases):
             raise
-        raise InputError(f"data.phases (a step is {sequences:,} samples): {error}") from None
+        sizes = " or ".join(f"{size:,}" for size in dict.fromkeys(s.windows for s in steps.stretches))
+        raise InputError(f"data.phases (a step is {sizes} samples): {error}") from None
 
 
 def _in_windows(first: int, count: int, stream: int, length: int, windows: int) -> dict[int, int]:

@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 
 from stablelm.config import InputError
 from stablelm.config.mixture import DataConfig, NeoxConfig
+from stablelm.config.optimization import BatchConfig
 from stablelm.config.schema import suggest
+from stablelm.config.steps import Steps
 from stablelm.data.mixture import BLOCK
 from stablelm.data.neox_files import NeoxFiles
 from stablelm.data.samples import Samples, Sighting
@@ -187,7 +189,8 @@ class NeoxLoader(Samples):
         total = min(wanted, sum(index.samples - 1 for index in self.indices))
         if total < 1:
             raise InputError(f"data.neox: the files hold no two samples of {sequence_length:,} tokens.")
-        super().__init__(total, data.skip, sequence_length, sequences)
+        batch = BatchConfig(sequences=sequences, sequence_length=sequence_length)
+        super().__init__(total, data.skip, sequence_length, Steps.of(data, batch))
         self.fingerprint = fingerprint(about | self.prefix(self.total))
         self._kept = cache / f"blending-{fingerprint(about)[:16]}.npy"
         self._last: tuple[int, NDArray[np.uint8], Int64] | None = None

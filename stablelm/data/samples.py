@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stablelm.config import InputError
+from stablelm.config.steps import Steps
 from stablelm.data.skips import Skips
 
 
@@ -40,11 +41,11 @@ class Samples(ABC):
     fingerprint: str
     """Of everything that decides what is read; equal fingerprints, equal samples."""
 
-    def __init__(self, total: int, skip: Iterable[tuple[int, int]], length: int, sequences: int) -> None:
-        """`total` sample numbers, of which the ranges `skip` are left out; `sequences` samples a step.
+    def __init__(self, total: int, skip: Iterable[tuple[int, int]], length: int, steps: Steps) -> None:
+        """`total` sample numbers, of which the ranges `skip` are left out; `steps` says which are read when.
 
         `InputError` for a range that is not there, or when nothing is left."""
-        self.sequence_length, self.sequences, self.total = length, sequences, total
+        self.sequence_length, self.steps, self.total = length, steps, total
         self.skips = Skips(skip)
         for first, last in self.skips.ranges:
             if last >= total:
@@ -81,7 +82,7 @@ class Samples(ABC):
     def locate(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions and steps (from 1) of sample numbers; −1 and −1 for one that is never consumed."""
         at = np.where(numbers < 0, -1, self.skips.positions(np.maximum(numbers, 0)))
-        return at, np.where(at < 0, -1, at // self.sequences + 1)
+        return at, np.where(at < 0, -1, self.steps.reading(np.maximum(at, 0)) + 1)
 
     def _skipped(self) -> dict[str, int]:
         """Samples of each source in the skipped ranges."""

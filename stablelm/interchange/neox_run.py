@@ -87,7 +87,7 @@ def _spelled(config: RunConfig) -> Values:
         "gradient_clipping": optimizer.clip,
         "hidden-dropout": 0,
         "attention-dropout": 0,
-        "lr-decay-style": "cosine",
+        "lr-decay-style": "constant" if config.schedule.shape == "constant" else "cosine",
         "warmup": config.schedule.warmup,
         "min_lr": float(Fraction(str(config.schedule.floor)) * Fraction(str(optimizer.lr))),
         "train_batch_size": batch.sequences,

@@ -4,6 +4,9 @@
 CPU.
 * `flash_attention_2`: the `flash_attn` package where it is installed and the model is on CUDA in 16 bits;
   anywhere else the name means PyTorch's own flash kernel, through `sdpa`.
+* FlashAttention-3, on a GPU of compute capability 9 where its package (`flash_attn_interface`) is installed:
+  PyTorch runs it inside `sdpa`, forward and backward; by default and as `flash_attention_3`. Untried here:
+  there was no such GPU.
 * `eager`: matrix products and a softmax in float32, as the paper reads; slow, what the others are tested
 against.
 
@@ -17,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import attention, functional
 
 from stablelm.config import InputError
 from stablelm.config.schema import suggest
@@ -119,9 +122,9 @@ class Backend:
 
 
 def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The kernel for a wish (None, "sdpa", "eager", "flash_attention_2") on a device; says why it is that
-    one."""
-    names = ("sdpa", "eager", "flash_attention_2")
+    """The kernel for a wish (None, "sdpa", "eager", "flash_attention_2", "flash_attention_3") on a device;
+    says why it is that one."""
+    names = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
     if name is not None and name not in names:
         raise InputError(f"attn_implementation {name!r} does not exist{suggest(name, names)}")
     where = "the FlashAttention kernel of PyTorch for " + ("CUDA" if device.type == "cuda" else "the CPU")
@@ -137,4 +140,30 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> Backen
                 "sdpa", sdpa, f"flash_attn computes in 16 bits, the model is {dtype}; PyTorch's own"
             )
         return Backend("flash_attention_2", flash, "the flash_attn package is installed")
+    if name != "sdpa":
+        obstacle = _flash_3(device, dtype)
+        if not obstacle:
+            return Backend("sdpa", sdpa, "FlashAttention-3 is installed; PyTorch's attention runs it")
+        if name == "flash_attention_3":
+            return Backend("sdpa", sdpa, f"no FlashAttention-3: {obstacle}; {where}")
     return Backend("sdpa", sdpa, f"{'asked for' if name else 'the default'}; {where}")
+
+
+def _flash_3(device: torch.device, dtype: torch.dtype) -> str:
+    """Makes FlashAttention-3 PyTorch's flash kernel, for the whole process; or says why not."""
+    activate = getattr(attention, "activate_flash_attention_impl", None)
+    if device.type != "cuda":
+        return f"it is for CUDA, the model is on {device.type}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in 16 bits, the model is {dtype}"
+    if importlib.util.find_spec("flash_attn_interface") is None:
+        return "the package flash_attn_interface is not installed"
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return "it is for compute capability 9 (H100, H200)"
+    if activate is None:
+        return f"PyTorch {torch.__version__} cannot be given it"
+    try:
+        activate("FA3")
+    except (ImportError, RuntimeError, ValueError) as error:  # built for another PyTorch, say
+        return f"it did not load ({error})"
+    return ""

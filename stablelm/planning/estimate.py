@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stablelm.config import InputError, ModelConfig, RunConfig
+from stablelm.config.run import steps_of
 from stablelm.data.run_data import open_data
 from stablelm.planning.devices import Device
 from stablelm.planning.flops import (
@@ -72,11 +73,8 @@ class Estimate:
     """Whether the speed was given or assumed, and on what grounds."""
     traffic: tuple[Traffic, ...]
     """The collectives of one step of `asked`."""
-
-    @property
-    def tokens(self) -> int | None:
-        """Tokens of the run."""
-        return None if self.steps is None else self.steps * self.step_tokens
+    tokens: int | None
+    """Tokens of the run; where phases change the batch not `steps` × `step_tokens`."""
 
     @property
     def step_seconds(self) -> float:
@@ -140,21 +138,25 @@ def make_estimate(
     *,
     sequences: int,
     steps: int | None,
+    tokens: int | None = None,
     tokens_per_second: float | None = None,
     mfu: float | None = None,
     price_per_gpu_hour: float | None = None,
 ) -> Estimate:
     """The estimate for `layout`; speed from one device's `tokens_per_second`, from `mfu` (the first count),
-    or from the utilisation that the table of devices assumes."""
+    or from the utilisation that the table of devices assumes. `tokens` of the run where its steps are not
+    all of this size."""
     length = layout.sequence_length
     rate, source = _speed(model, layout, device, tokens_per_second, mfu)
     work = rate * hardware_flops_per_token(model, length, layout.recompute)  # FLOP/s of one device, held
     step_tokens = sequences * length
+    if tokens is None and steps is not None:
+        tokens = steps * step_tokens
 
     def setting(candidate: Layout) -> Setting:
         memory = memory_of(model, candidate)
         speed = work / hardware_flops_per_token(model, length, candidate.recompute)
-        hours = None if steps is None else steps * step_tokens / speed / 3600
+        hours = None if tokens is None else tokens / speed / 3600
         days = None if hours is None else hours / candidate.world / 24
         cost = None if hours is None or price_per_gpu_hour is None else hours * price_per_gpu_hour
         return Setting(candidate, memory, memory.fits(device), speed, days, hours, cost)
@@ -169,7 +171,7 @@ def make_estimate(
     return Estimate(
         model, device, step_tokens, steps, asked, table, best,
         utilization(model, length, layout.recompute, rate, device.bf16), source,
-        tuple(traffic_of(model, layout, device.per_node)),
+        tuple(traffic_of(model, layout, device.per_node)), tokens,
     )  # fmt: skip
 
 
@@ -184,9 +186,12 @@ def estimate_run(
 ) -> Estimate:
     """The estimate of a configured run on `gpus` devices; its data are looked at only for their number, and
     only where the configuration does not say how many steps there are."""
+    steps, table, tokens = _steps(config), steps_of(config), None
+    if steps is not None and config.branch is None:
+        tokens = table.position(steps) * config.batch.sequence_length
     return make_estimate(
         config.model, layout_of(config, gpus), device, sequences=config.batch.sequences,
-        steps=_steps(config), tokens_per_second=tokens_per_second, mfu=mfu,
+        steps=steps, tokens=tokens, tokens_per_second=tokens_per_second, mfu=mfu,
         price_per_gpu_hour=price_per_gpu_hour,
     )  # fmt: skip
 

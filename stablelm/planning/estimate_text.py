@@ -51,6 +51,8 @@ def _run(estimate: Estimate) -> list[str]:
         "steps: not known (steps is null, no data at data.path); --set steps=N gives days and cost"
         if estimate.steps is None or estimate.tokens is None
         else f"{estimate.steps:,} steps × {estimate.step_tokens:,} tokens = {estimate.tokens:,} tokens"
+        if estimate.tokens == estimate.steps * estimate.step_tokens
+        else f"{estimate.steps:,} steps, {estimate.tokens:,} tokens (data.phases change the batch)"
     )
     return [
         f"{parts['total']:,} parameters", about, length,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stablelm.config import InputError, RunConfig
+from stablelm.config.run import steps_of
 from stablelm.planning.flops import flops_per_token
 from stablelm.planning.schedule import Origin, Schedule
 
@@ -31,7 +32,7 @@ class Plan:
     tokens: int
     """Tokens that will be trained on: samples × sequence length."""
     micro_batches: int
-    """Forward and backward passes that a process makes in one full step."""
+    """Forward and backward passes that a process makes in one full step (of batch.sequences)."""
     last_step_samples: int
     """Windows in the last step; smaller than the others when the epochs do not fill it."""
     flops_per_token: int
@@ -44,6 +45,8 @@ class Plan:
     """Steps of cooldown, the last of schedule_steps."""
     rates: tuple[tuple[int, float], ...] = ()
     """(Completed updates, learning rate) at the turning points of the schedule."""
+    batches: tuple[tuple[int, int, int], ...] = ()
+    """(Completed updates, sequences, tokens of context) where phases change the batch; empty where none."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,11 +58,15 @@ class Plan:
             f"{name} {about['windows']:,} windows × {about['epochs']}" for name, about in self.sources.items()
         )
         cooldown = f", {self.cooldown_steps:,} cooldown" if self.cooldown_steps else ""
+        batches = "; ".join(
+            f"{sequences:,} × {length:,} from step {step + 1:,}" for step, sequences, length in self.batches
+        )
         return [
             f"{self.parameters:,} parameters, {self.flops_per_token / 1e6:,.1f} MFLOP a token",
             f"{self.steps:,} steps ({self.warmup_steps:,} warm-up{cooldown}), {self.tokens:,} tokens",
             "learning rate " + ", ".join(f"{rate:.4g} at step {step:,}" for step, rate in self.rates),
             f"{self.samples:,} windows, by source and epochs: {sources}",
+            *([f"sequences × tokens of context: {batches}"] if batches else []),
             f"{self.micro_batches} micro-batches a step, {self.checkpoint_bytes / 1e6:,.0f} MB a checkpoint",
         ]
 
@@ -76,12 +83,12 @@ def make_plan(
     `data_parallel` processes share a step's samples; refuses more steps than the mixture has.
 
     `origin` is where a run with `branch` has branched off: it goes on for the steps of its cooldown."""
-    batch = config.batch
-    full = math.ceil((samples + skipped) / batch.sequences)
+    batch, table = config.batch, steps_of(config)
+    full = table.count(samples + skipped)
     planned = full if config.steps is None else config.steps
     if origin is not None and config.branch is not None:
         asked = config.branch.cooldown_steps
-        left = math.ceil(samples / batch.sequences) - origin.step
+        left = table.count(samples) - origin.step
         if asked > left:
             raise InputError(
                 f"branch.cooldown_steps {asked:,}: only {max(0, left):,} steps of data are left after step "
@@ -90,15 +97,14 @@ def make_plan(
             )
         planned = origin.step + asked
     elif planned > full:
+        size = f" × batch.sequences {batch.sequences:,} asks" if len(table.stretches) == 1 else ": they ask"
         raise InputError(
-            f"steps {planned:,} × batch.sequences {batch.sequences:,} asks for {planned * batch.sequences:,} "
-            "windows; "
-            f"the epochs asked for hold {samples + skipped:,} ({full:,} steps). Raise data.epochs, or lower "
-            "steps."
+            f"steps {planned:,}{size} for {table.position(planned):,} windows; the epochs asked for hold "
+            f"{samples + skipped:,} ({full:,} steps). Raise data.epochs, or lower steps."
         )
-    steps = min(planned, math.ceil(samples / batch.sequences))
-    used = min(samples, steps * batch.sequences)
-    schedule = Schedule(config.schedule, config.optimizer.lr, planned, origin)
+    steps = min(planned, table.count(samples))
+    used = min(samples, table.position(steps))
+    schedule = Schedule.of(config, planned, origin)
     return Plan(
         parameters=config.model.num_parameters,
         steps=steps,
@@ -107,10 +113,11 @@ def make_plan(
         samples=used,
         tokens=used * batch.sequence_length,
         micro_batches=math.ceil(math.ceil(batch.sequences / data_parallel) / batch.micro_sequences),
-        last_step_samples=used - (steps - 1) * batch.sequences,
+        last_step_samples=used - table.position(steps - 1),
         flops_per_token=flops_per_token(config.model, batch.sequence_length),
         checkpoint_bytes=12 * config.model.num_parameters,
         sources={name: dict(about) for name, about in sources.items()},
         cooldown_steps=schedule.cooldown_steps,
         rates=tuple(schedule.turning_points()),
+        batches=() if len(table.batches) == 1 else tuple(table.batches),
     )

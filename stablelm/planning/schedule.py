@@ -14,6 +14,9 @@ With peak p, floor f, w warm-up steps and N steps, update number t (from 0):
     cooldown       c + (u − c) · (1 − x) or · (1 − sqrt x)              Hägele et al., 2024 (arXiv 2405.18392)
                    over the last C steps, x from 0 to 1, u the shape's rate where it starts, c its floor
 
+A phase of the data may have a schedule of its own, planned over its own steps as if they were a run, or a
+peak of its own, which scales the run's.
+
 A shape is planned over all N steps and the cooldown cuts it short, so a run is the same up to its cooldown
 whether it has one or not. A run that branches off another has that one's rates until then, and cools from
 there: u is the rate that the other had reached. Rejected: schedulers with a state, which a resume has to
@@ -23,7 +26,7 @@ import dataclasses
 import math
 from functools import cached_property
 
-from stablelm.config import InputError
+from stablelm.config import InputError, RunConfig
 from stablelm.config.optimization import ScheduleConfig
 
 
@@ -49,6 +52,18 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Steps with a rate of their own, because a phase of the data says so."""
+
+    begin: int
+    """Updates completed before its first."""
+    end: int
+    schedule: "Schedule"
+    offset: int
+    """What is taken off a step before the schedule is asked: `begin` if it is planned over the part alone."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedule:
     """The rate of every update of a run of `steps`; `InputError` where its parts do not fit into them."""
 
@@ -58,7 +73,25 @@ class Schedule:
     steps: int
     """Updates that the rate is planned for."""
     origin: Origin | None = None
-    """Of a branch, which is all cooldown from there to `steps`."""
+    """Of a branch, which is all cooldown from there to `steps`, whatever its phases say."""
+    parts: tuple[Part, ...] = ()
+    """Where phases differ, ascending."""
+
+    @classmethod
+    def of(cls, config: RunConfig, steps: int, origin: Origin | None = None) -> "Schedule":
+        """The rates of a run that is planned for `steps`, those of its phases included."""
+        parts, begin, peak = [], 0, config.optimizer.lr
+        for number, phase in enumerate(config.data.parts()):
+            end = steps if phase.until_step is None else phase.until_step
+            own, lr = phase.schedule, peak if phase.lr is None else phase.lr
+            if begin < steps and (own is not None or phase.lr is not None):
+                try:
+                    inner = cls(config.schedule, lr, steps) if own is None else cls(own, lr, end - begin)
+                except InputError as error:
+                    raise InputError(f"data.phases.{number}: {error}") from None
+                parts.append(Part(begin, end, inner, 0 if own is None else begin))
+            begin = end
+        return cls(config.schedule, peak, steps, origin, tuple(parts))
 
     def __post_init__(self) -> None:
         if self.origin is not None:
@@ -92,6 +125,8 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of the update that follows `step` completed updates."""
+        if (part := self._part(step)) is not None:
+            return part.schedule.rate(step - part.offset)
         begin, last = self.steps - self.cooldown_steps, self.peak * self.config.cooldown_floor
         if not self.cooldown_steps or step <= begin:
             return self._before(step)
@@ -108,11 +143,20 @@ class Schedule:
             points = {*earlier, self.origin.step, self.steps}
         elif self.config.shape == "inverse_sqrt" and self._start < self.steps - self.cooldown_steps:
             points.add(self._start)
+        for part in self.parts if self.origin is None else ():
+            inner = {step + part.offset for step, _ in part.schedule.turning_points()}
+            points = {step for step in points if not part.begin < step < part.end}
+            points |= {part.begin, *(step for step in inner if part.begin < step < part.end)}
+            points |= {part.end} if part.end < self.steps else set()
         return [(step, self.rate(step)) for step in sorted(points)]
 
     def _before(self, step: int) -> float:
         """The rate before the cooldown."""
         return self._shape(step) if self.origin is None else self.origin.schedule.rate(step)
+
+    def _part(self, step: int) -> Part | None:
+        found = (part for part in self.parts if part.begin <= step < part.end)
+        return next(found, None) if self.origin is None else None
 
     def _shape(self, step: int) -> float:
         warmup, shape = self.warmup_steps, self.config.shape

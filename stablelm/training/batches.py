@@ -1,7 +1,8 @@
 """What a process reads for a step, read ahead on a thread while the step before it is computed.
 
 A step is a range of sample numbers; each data-parallel part takes a contiguous share of it, so the mesh
-changes who reads a sample, never which samples a step has."""
+changes who reads a sample, never which samples a step has. Where the phase's context is shorter than a
+window, each is cut into rows of that length: the same tokens and targets, attended to piece by piece."""
 
 import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stablelm.config.steps import Span
 from stablelm.data.samples import Samples
 from stablelm.training.parallel.mesh import Layout
-
-Span = tuple[int, int]
-"""First position of a step and how many samples it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +22,12 @@ class Batch:
     """This process's rows of a step of `count` samples in all."""
 
     samples: Tensor
-    """int64 [rows, L + 1] in host memory; a negative id is no target."""
+    """int64 [rows, L + 1] in host memory, L the context of the step; a negative id is no target."""
     documents: Tensor | None
     """[rows, L], or None where nothing keeps documents apart."""
     count: int
+    pieces: int
+    """Rows of one sample."""
     first_sample: int
     last_sample: int
 
@@ -43,12 +44,13 @@ class Batches:
         """The batch of a step; begins to read the one after it."""
         waiting = self._ahead.pop(span, None)
         self._ahead.clear()
-        batch = self._read(*span) if waiting is None else waiting.result()
+        batch = self._read(span) if waiting is None else waiting.result()
         if following is not None:
-            self._ahead[following] = self._thread.submit(self._read, *following)
+            self._ahead[following] = self._thread.submit(self._read, following)
         return batch
 
-    def _read(self, first: int, count: int) -> Batch:
+    def _read(self, span: Span) -> Batch:
+        first, count, pieces = span
         numbers: NDArray[np.int64] = self.loader.numbers(first, count)
         begin, end = self.layout.share(count)
         mine = numbers[begin:end]
@@ -59,4 +61,8 @@ class Batches:
             samples[:, 1:] = -1
             samples[:, 0] = 0
         ids = None if documents is None else torch.from_numpy(documents)
-        return Batch(samples, ids, count, int(numbers[0]), int(numbers[-1]))
+        if pieces > 1:
+            length = (samples.shape[1] - 1) // pieces
+            samples = samples.unfold(1, length + 1, length).flatten(0, 1)
+            ids = None if ids is None else ids.reshape(len(samples), -1)
+        return Batch(samples, ids, count, pieces, int(numbers[0]), int(numbers[-1]))

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stablelm.config import InputError, RunConfig
+from stablelm.config.run import steps_of
 from stablelm.interchange.native import FOLDER, finished_checkpoints, is_checkpoint
 from stablelm.interchange.provenance import read_provenance
 from stablelm.planning.schedule import Origin, Schedule
@@ -52,7 +53,7 @@ def parent_of(config: RunConfig) -> Parent | None:
             "Branch off a checkpoint of the run itself, or start a new run from these weights by init."
         )
     state = read_state(path, remedy_for(path, branching=True))
-    if state["samples"] != state["step"] * int(state["config"]["batch"]["sequences"]):
+    if state["samples"] != steps_of(_config(state)).position(state["step"]):
         raise InputError(
             f"branch.checkpoint: {path} is the end of its data, {state['samples']:,} samples, and its last "
             "step was not full; nothing can follow it. Branch off an earlier checkpoint."
@@ -68,12 +69,14 @@ def origin_of(parent: Parent | None) -> Origin | None:
 
 def _schedule(state: dict[str, Any]) -> Schedule:
     """The learning rate of the run that a state is of."""
+    return Schedule.of(_config(state), state["steps"], origin_of(state.get("branch")))
+
+
+def _config(state: dict[str, Any]) -> RunConfig:
     try:
-        config = RunConfig.model_validate(state["config"])
+        return RunConfig.model_validate(state["config"])
     except ValidationError as error:
         raise InputError(
             f"branch.checkpoint: its configuration is not understood ({error.errors()[0]['msg']}); another "
             "version saved it. Branch off with that one."
         ) from None
-    origin = origin_of(state.get("branch"))
-    return Schedule(config.schedule, config.optimizer.lr, state["steps"], origin)

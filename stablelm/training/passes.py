@@ -26,9 +26,9 @@ def backward(model: StableLM, batch: Batch, config: RunConfig, layout: Layout) -
     samples = batch.samples.to(device)
     inputs, labels = samples[:, :-1].clamp(min=0), samples[:, 1:]
     total = torch.zeros((), dtype=torch.promote_types(model.dtype, torch.float32), device=device)
-    passes = math.ceil(math.ceil(batch.count / layout.data) / micro)
+    passes, rows = math.ceil(math.ceil(batch.count / layout.data) / micro), micro * batch.pieces
     for number in range(passes):
-        part = slice(number * micro, (number + 1) * micro)
+        part = slice(number * rows, (number + 1) * rows)
         x, y, ids = inputs[part], labels[part], None if batch.documents is None else batch.documents[part]
         if not len(x):
             x, y = inputs[part], labels[part]

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stablelm.config import InputError, RunConfig
+from stablelm.config.run import steps_of
 from stablelm.data.run_data import open_data
 from stablelm.data.samples import Samples
 from stablelm.interchange.native import checkpoint_before
@@ -43,7 +44,7 @@ def state_of(
     parent: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that continuing needs besides tensors; `parent` is what a branch keeps of the run it comes from."""
-    consumed = min(step * config.batch.sequences, plan.samples)
+    consumed = min(loader.steps.position(step), plan.samples)
     return {
         "step": step,
         "samples": consumed,
@@ -119,6 +120,12 @@ def same_run(
             f"{path}: was trained on another dataset or mixture than {config.data.path or 'data.neox'} "
             f"(their fingerprints differ). {_PARENTAL if branching else remedy}"
         )
+    behind = _settings(began or config, state["step"]), _settings(config, state["step"])
+    if found := _difference(*behind):
+        raise InputError(
+            changed("data.phases, " + found[0].replace(".", ": ", 1), *found[1:])
+            + f" The {state['step']:,} steps so far are done; phases may change what comes after them."
+        )
     end = past.next_number(int(state["samples"]))
     if past is not loader and (found := _difference(past.prefix(end), loader.prefix(end))):
         tables = {"epochs": saved["data"]["epochs"]}, {"epochs": given["data"]["epochs"]}
@@ -135,6 +142,26 @@ def same_run(
             changed("steps", state["steps"], steps)
             + f" They plan the learning rate; with `steps: {state['steps']}` the data ahead may change."
         )
+
+
+def _settings(config: RunConfig, step: int) -> dict[str, Any]:
+    """What phases said of batch and learning rate up to a step, for a comparison of two pasts."""
+    found: dict[str, dict[str, Any]] = {
+        f"from step {begin + 1:,}": {"sequences": sequences, "sequence_length": length}
+        for begin, sequences, length in steps_of(config).batches
+        if begin < step
+    }
+    begin = 0
+    for phase in config.data.parts():
+        if begin >= step:
+            break
+        if phase.schedule is not None or phase.lr is not None:  # a schedule is planned up to the phase's end
+            end = phase.until_step if phase.schedule else min(step, phase.until_step or step)
+            schedule = phase.schedule and phase.schedule.model_dump()
+            about = found.setdefault(f"from step {begin + 1:,}", {})
+            about |= {"lr": phase.lr, "schedule": schedule, "until_step": end}
+        begin = phase.until_step or step
+    return found
 
 
 def _changed(path: Path, remedy: str, name: str, before: Any, now: Any) -> str:

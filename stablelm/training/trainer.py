@@ -20,10 +20,11 @@ from stablelm.evaluation import perplexity
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.provenance import Ancestor
 from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
+from stablelm.planning.flops import flops_per_token
 from stablelm.planning.schedule import Schedule
 from stablelm.storage import directory_lock, require_space, write_json, write_text
 from stablelm.training.agreement import Ranks, answering
-from stablelm.training.batches import Batches, Span
+from stablelm.training.batches import Batches
 from stablelm.training.branching import origin_of, parent_of
 from stablelm.training.building import build_model
 from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
@@ -94,7 +95,7 @@ class Trainer:
         samples, skipped = self.loader.num_samples, self.loader.skips.count
         origin, table = origin_of(self.parent), self.loader.table()
         self.plan: Plan = make_plan(config, samples, table, skipped, self.layout.data, origin)
-        self.schedule = Schedule(config.schedule, config.optimizer.lr, self.plan.schedule_steps, origin)
+        self.schedule = Schedule.of(config, self.plan.schedule_steps, origin)
         self.batches = Batches(self.loader, self.layout)
         self.dtype = DTYPES[config.precision]
         self.model, self.ancestors = build_model(config, self.layout, self.device, dtype)
@@ -198,7 +199,7 @@ class Trainer:
             rate = record["step_tokens"] / seconds
             record |= {
                 "tokens_per_second": rate,
-                "mfu": rate * self.plan.flops_per_token / (self.peak.rate * self.layout.world),
+                "mfu": rate * self._flops(record["sequence_length"]) / (self.peak.rate * self.layout.world),
                 "seconds": seconds,
             }
             self._record(record)
@@ -222,16 +223,17 @@ class Trainer:
                         f"stopped after step {self.step:,}, saved as {saved}; continue with --resume."
                     )
 
-    def _span(self, step: int) -> Span:
-        """The samples of the step that follows `step` completed ones."""
-        first = step * self.config.batch.sequences
-        return first, min(self.config.batch.sequences, self.plan.samples - first)
+    def _flops(self, length: int) -> int:
+        """6N + 12·L·h·s at the context of a step."""
+        whole = length == self.config.batch.sequence_length
+        return self.plan.flops_per_token if whole else flops_per_token(self.config.model, length)
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics, with the sample numbers that data.skip takes."""
-        config, (first, count) = self.config, self._span(self.step)
-        following = self._span(self.step + 1) if self.step + 1 < self.plan.steps else None
-        batch = self.batches.get((first, count), following)
+        config, steps, samples = self.config, self.loader.steps, self.plan.samples
+        span = steps.span(self.step, samples)
+        following = steps.span(self.step + 1, samples) if self.step + 1 < self.plan.steps else None
+        batch = self.batches.get(span, following)
         value, norm, _ = backward(self.model, batch, config, self.layout)
         norm_value = float(norm)
         if not math.isfinite(value) or not math.isfinite(norm_value):
@@ -249,10 +251,12 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        reached = span.first + span.windows
         return {
-            "step": self.step, "loss": value, "lr": lr, "grad_norm": norm_value, "samples": first + count,
-            "tokens": (first + count) * config.batch.sequence_length,
-            "step_tokens": count * config.batch.sequence_length,
+            "step": self.step, "loss": value, "lr": lr, "grad_norm": norm_value, "samples": reached,
+            "tokens": reached * config.batch.sequence_length,
+            "step_tokens": span.windows * config.batch.sequence_length,
+            "sequence_length": config.batch.sequence_length // span.pieces,
             "first_sample": batch.first_sample, "last_sample": batch.last_sample,
         }  # fmt: skip
 
@@ -288,7 +292,7 @@ class Trainer:
         about = {
             "plan": self.plan.as_dict(),
             "hardware": {**hardware(self.device), "processes": self.layout.world},
-            "data": self.loader.seen(self.step * self.config.batch.sequences),
+            "data": self.loader.seen(self.loader.steps.position(self.step)),
             "evaluations": self.evaluations[-len(self.dataset.sources) :],
             "dataset": self.dataset.summary(),
             "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],

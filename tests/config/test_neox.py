@@ -361,9 +361,7 @@ def test_ours_are_not_taken_for_theirs(root):
 
 
 def test_every_mapped_key_is_one_of_ours():
-    """Sections that are being built elsewhere are listed; everything else exists now."""
-    coming = {"schedule.shape"}
     for name, key in KEYS.items():
         if key.ours:
-            assert key.ours in coming or has_key(key.ours), f"{name} is mapped to {key.ours}"
+            assert has_key(key.ours), f"{name} is mapped to {key.ours}"
     assert has_key("data.neox.split") and not has_key("data.neox.splits") and not has_key("seed.x")

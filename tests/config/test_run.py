@@ -143,14 +143,17 @@ NEOX = {"paths": ["a", "b"], "train_iters": 5, "tokenizer": "tok"}
     [
         ({"epochs": {"a": 1}}, "data: path is required"),
         ({"path": "x"}, "data: name at least one source"),
-        ({"path": "x", "phases": [{"epochs": {}}]}, "data.phases.0.epochs: name at least one source"),
+        ({"path": "x", "phases": [{"epochs": {}}]}, "data: phases.0: name at least one source"),
         ({"path": "x", "phases": [{"epochs": {"a": 0}}]}, "data.phases.0.epochs: source 'a': epochs must be"),
         (
             {"path": "x", "phases": [{"until": 3}]},
             r"data.phases.0.until: unknown key; did you mean 'until_step'",
         ),
         ({"path": "x", "phases": [{"epochs": {"a": 1}, "until_step": 0}]}, "data.phases.0.until_step"),
-        ({**DATA, "phases": [{"epochs": {"a": 1}}]}, "data: epochs and phases are both given; keep one"),
+        (
+            {**DATA, "phases": [{"epochs": {"a": 1}}]},
+            "epochs and phases.0.epochs are both given",
+        ),
         (
             {"path": "x", "phases": [{"epochs": {"a": 1}}], "windows": {"b": 1}},
             "'b', which data.phases do not",
@@ -177,9 +180,9 @@ def test_data_that_contradict_themselves(data, message):
 
 def test_phases_and_one_table():
     table = run_config({"data": DATA}).data
-    assert [phase.epochs for phase in table.all_phases()] == [{"web": 4, "code": 1}]
+    assert [phase.epochs for phase in table.parts()] == [{"web": 4, "code": 1}]
     data = {"path": "x", "phases": [{"epochs": {"web": 4}, "until_step": 9}, {"epochs": {"code": "7/3"}}]}
     phases = run_config({"data": data}).data
     assert phases.sources() == ["code", "web"] == table.sources()
-    assert [phase.until_step for phase in phases.all_phases()] == [9, None]
+    assert [phase.until_step for phase in phases.parts()] == [9, None]
     assert run_config({"data": {"order": "neox", "neox": NEOX}}).data.sources() == []

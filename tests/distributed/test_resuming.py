@@ -44,8 +44,9 @@ def results(run):
 def configure(request, dataset_path, tmp_path_factory):  # noqa: F811
     def make(out, **parallel):
         return make_config.__wrapped__(dataset_path, tmp_path_factory.mktemp(out))(
-            out=out, model={"num_attention_heads": 4}, parallel=parallel, checkpoint={"every": 3, "keep": 2}
-        )
+            out=out, model={"num_attention_heads": 4}, parallel=parallel, checkpoint={"every": 3, "keep": 2},
+            data={"phases": [{"until_step": 5}, {"sequences": 8, "sequence_length": 16, "lr": 2e-3}]},
+        )  # fmt: skip
 
     return make
 

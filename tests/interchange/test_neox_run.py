@@ -95,9 +95,10 @@ def test_only_keys_that_have_a_verdict_are_written(tmp_path):
     sequences=st.integers(1, 4096), micro=st.integers(1, 64), windows=st.integers(1, 9000),
     steps=st.none() | st.integers(1, 10**6), vocab=st.integers(1, 60_000), seed=st.integers(0, 2**40),
     width=st.integers(1, 8000), every=st.integers(1, 9999),
+    shape=st.sampled_from(["cosine", "constant", "linear"]),
 )  # fmt: skip
 def test_any_run_comes_back(
-    lr, floor, warmup, decay, betas, clip, sequences, micro, windows, steps, vocab, seed, width, every
+    lr, floor, warmup, decay, betas, clip, sequences, micro, windows, steps, vocab, seed, width, every, shape
 ):  # fmt: skip
     run = run_config(
         {
@@ -105,7 +106,7 @@ def test_any_run_comes_back(
             "model": {"preset": "stablelm-1m", "vocab_size": vocab, "intermediate_size": width},
             "batch": {"sequences": sequences, "micro_sequences": micro, "sequence_length": 64},
             "optimizer": {"lr": lr, "betas": betas, "clip": clip, "weight_decay": decay},
-            "schedule": {"warmup": warmup, "floor": floor},
+            "schedule": {"warmup": warmup, "floor": floor, "shape": shape},
             "evaluation": {"windows": windows}, "checkpoint": {"every": every},
         }
     )  # fmt: skip

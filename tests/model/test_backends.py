@@ -145,8 +145,36 @@ def test_the_choice_says_why(monkeypatch):
     assert choose("flash_attention_2", cuda, torch.bfloat16).function is flash
     assert choose("flash_attention_2", cuda, torch.float32).function is sdpa
     assert choose("eager", cuda, torch.float32).function is eager
-    with pytest.raises(InputError, match="did you mean 'flash_attention_2'"):
+    with pytest.raises(InputError, match="did you mean 'flash_attention_"):
         choose("flash_attention", cpu, torch.float32)
+
+
+def test_flash_attention_3_where_it_can_be(monkeypatch):
+    """The obstacles in order, with a stand-in for GPU and package; then PyTorch is told, and sdpa runs it."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    asked = []
+    capability = [(8, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(backends.attention, "activate_flash_attention_impl", asked.append)
+    assert "for CUDA, the model is on cpu" in choose("flash_attention_3", cpu, torch.bfloat16).reason
+    assert "16 bits" in choose("flash_attention_3", cuda, torch.float32).reason
+    assert "flash_attn_interface is not" in choose("flash_attention_3", cuda, torch.bfloat16).reason
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    assert "capability 9" in choose("flash_attention_3", cuda, torch.bfloat16).reason
+    assert choose(None, cuda, torch.bfloat16).reason.startswith("the default") and not asked
+    capability[0] = (9, 0)
+    assert choose("sdpa", cuda, torch.bfloat16).reason.startswith("asked for") and not asked
+    for name in (None, "flash_attention_3"):
+        chosen = choose(name, cuda, torch.bfloat16)
+        assert chosen.function is sdpa and "FlashAttention-3 is installed" in chosen.reason
+    assert asked == ["FA3", "FA3"]
+
+    def refuse(name):
+        raise RuntimeError("no forward kernels")
+
+    monkeypatch.setattr(backends.attention, "activate_flash_attention_impl", refuse)
+    assert "did not load (no forward kernels)" in choose("flash_attention_3", cuda, torch.bfloat16).reason
+    assert choose(None, cuda, torch.bfloat16).reason.startswith("the default")
 
 
 def test_the_package_gets_its_own_layout(monkeypatch):

@@ -48,6 +48,12 @@ FUTURES = {
     "one more": phased({"epochs": TABLE}, {"epochs": {"tales": 1}}),
     "boundaries": phased({"epochs": TABLE, "until_step": 7},
                          {"epochs": {"tales": 2}, "document_boundaries": True}),
+    "batch": {"phases": [{"until_step": 6}, {"sequences": 2}]},
+    "context": {"phases": [{"until_step": 6}, {"sequence_length": 8, "until_step": 8},
+                           {"sequence_length": 16, "sequences": 4, "document_boundaries": True}]},
+    "rate": {"phases": [{"until_step": 7}, {"lr": 1e-3}]},
+    "schedule": phased({"epochs": TABLE, "until_step": 7},
+                       {"epochs": TABLE, "schedule": {"warmup_steps": 1, "cooldown_steps": 1}}),
 }  # fmt: skip
 
 
@@ -73,6 +79,19 @@ PASTS = {
     "cut behind": (phased({"epochs": TABLE, "until_step": 5}, {"epochs": TABLE}), r"data.phases = .*24"),
     "boundaries": ({"document_boundaries": True}, "data.phases.0.document_boundaries = False"),
     "windows": ({"windows": {"tales": 11, "notes": 16}}, "data.windows.tales = 12, this run says 11"),
+    "a batch behind": (
+        {"phases": [{"until_step": 5}, {"sequences": 2}]},
+        "from step 6 = None, this run says {'sequences': 2, .*The 6 steps so far",
+    ),
+    "the first batch": (
+        {"phases": [{"sequences": 8, "until_step": 3}, {}]},
+        "from step 1: sequences = 4, this",
+    ),
+    "a context behind": ({"phases": [{"sequence_length": 8}]}, "from step 1: sequence_length = 32, this run"),
+    "a rate behind": (
+        {"phases": [{"until_step": 2}, {"until_step": 4, "lr": 1e-3}, {}]},
+        "from step 3 = None, this run says {'lr': 0.001",
+    ),
     "shorter": (phased({"epochs": {"tales": "1/4", "notes": "1/4"}}), "data.phases.0.epochs.notes"),
 }
 

@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
 
 from stablelm.config import InputError, RunConfig
+from stablelm.config.parallelism import Degrees
+from stablelm.config.run import steps_of
 from stablelm.model import Documents, StableLM
 from stablelm.training.parallel.loss import VocabularyParallel
 from stablelm.training.parallel.mesh import REPLICATE, SHARD, TENSOR
@@ -35,10 +37,27 @@ def check(config: RunConfig, world: int, device_type: str) -> None:
     """Refuses, before any process waits for another, a mesh that does not fit the network or the batch, and
     settings that do not go together; `InputError`, the same on all of `world` processes."""
     degrees = config.parallel.check(world, config.model, config.batch)
+    for _, sequences, length in steps_of(config).batches:
+        if sequences != config.batch.sequences or length != config.batch.sequence_length:
+            _check_phase(config, degrees, sequences, length)
     if compiles(config, device_type) and config.recompute == "selective" and degrees.tensor > 1:
         raise InputError(
             "recompute: selective cannot look into compiled blocks under tensor parallelism; use recompute: "
             "full, or compile: false."
+        )
+
+
+def _check_phase(config: RunConfig, degrees: Degrees, sequences: int, length: int) -> None:
+    windows = sequences * length // config.batch.sequence_length
+    if windows % degrees.data:
+        raise InputError(
+            f"data.phases: {sequences:,} sequences of {length:,} tokens are {windows:,} windows, which "
+            f"{degrees.data} data-parallel processes cannot share evenly; use a multiple, or another mesh."
+        )
+    if config.parallel.sequence_parallel and length % degrees.tensor:
+        raise InputError(
+            f"parallel.tensor {degrees.tensor} does not divide the context of {length:,} tokens in "
+            "data.phases; choose a divisor, or switch parallel.sequence_parallel off."
         )
 
 
