@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((n < 2 ? 1 : n < 8 ? n : 8)))
 BIN := .venv/bin
 ORACLE := .venv-oracle/bin
 EXTRAS := data,datasets,eval,gguf,html,langid,ray,track
@@ -13,7 +14,7 @@ PINS := pyproject.toml constraints.txt
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oracle test-all lint bench docs clean
+.PHONY: help install demo test test-kill test-oracle test-all lint bench docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -52,14 +53,17 @@ install: .venv/.everything  ## Everything a developer needs, in .venv
 demo: .venv/.core  ## Train, evaluate, save and try a small model on this machine's own text
 	$(BIN)/stablelm demo --out runs/demo $(DEMO_ARGS)
 
-test: .venv/.everything  ## All tests but those that need another implementation beside ours
-	$(BIN)/python -m pytest $(TEST_ARGS)
+test: .venv/.everything  ## All tests but the two kinds below
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TEST_ARGS)
+
+test-kill: .venv/.everything  ## Runs and preparations that are killed again and again, one after another
+	$(BIN)/python -m pytest tests/end_to_end $(TEST_ARGS)
 
 test-oracle: .venv-oracle/.everything  ## The tests that compare with transformers
 	$(ORACLE)/python -m pytest tests/oracle $(TEST_ARGS)
 
 test-all: .venv-oracle/.llama  ## Everything, also beside llama.cpp (compiles it once)
-	$(ORACLE)/python -m pytest tests tests/oracle $(TEST_ARGS)
+	$(ORACLE)/python -m pytest tests tests/end_to_end tests/oracle $(TEST_ARGS)
 
 lint: .venv/.everything  ## ruff, mypy --strict, the order of the rooms, the size of the files
 	$(BIN)/ruff check .
