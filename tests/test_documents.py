@@ -10,6 +10,7 @@ DOCUMENTS = [
     "docs/architecture.md",
     "docs/dependencies.md",
     "docs/parallelism.md",
+    "docs/phases.md",
     "docs/seed.md",
 ]
 FOLDERS = ("tests/", "docs/", "configs/", "tools/", "benchmarks/", "runs/", "stablelm/")
