@@ -104,7 +104,7 @@ def make_plan(
         )
     steps = min(planned, table.count(samples))
     used = min(samples, table.position(steps))
-    schedule = Schedule.of(config, planned, origin)
+    schedule, phased = Schedule.of(config, planned, origin), len(table.batches) > 1
     return Plan(
         parameters=config.model.num_parameters,
         steps=steps,
@@ -119,5 +119,5 @@ def make_plan(
         sources={name: dict(about) for name, about in sources.items()},
         cooldown_steps=schedule.cooldown_steps,
         rates=tuple(schedule.turning_points()),
-        batches=() if len(table.batches) == 1 else tuple(table.batches),
+        batches=tuple(change for change in table.batches if change[0] < steps) if phased else (),
     )

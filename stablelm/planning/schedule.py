@@ -146,8 +146,8 @@ class Schedule:
         for part in self.parts if self.origin is None else ():
             inner = {step + part.offset for step, _ in part.schedule.turning_points()}
             points = {step for step in points if not part.begin < step < part.end}
-            points |= {part.begin, *(step for step in inner if part.begin < step < part.end)}
-            points |= {part.end} if part.end < self.steps else set()
+            points |= {part.begin, part.end, *(step for step in inner if part.begin < step < part.end)}
+            points = {step for step in points if step <= self.steps}
         return [(step, self.rate(step)) for step in sorted(points)]
 
     def _before(self, step: int) -> float:
@@ -155,7 +155,8 @@ class Schedule:
         return self._shape(step) if self.origin is None else self.origin.schedule.rate(step)
 
     def _part(self, step: int) -> Part | None:
-        found = (part for part in self.parts if part.begin <= step < part.end)
+        at = min(step, self.steps - 1)  # the end of the run is that of its last part
+        found = (part for part in self.parts if part.begin <= at < part.end)
         return next(found, None) if self.origin is None else None
 
     def _shape(self, step: int) -> float:

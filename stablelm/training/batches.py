@@ -26,10 +26,10 @@ class Batch:
     documents: Tensor | None
     """[rows, L], or None where nothing keeps documents apart."""
     count: int
-    pieces: int
-    """Rows of one sample."""
     first_sample: int
     last_sample: int
+    pieces: int = 1
+    """Rows of one sample."""
 
 
 class Batches:
@@ -65,4 +65,4 @@ class Batches:
             length = (samples.shape[1] - 1) // pieces
             samples = samples.unfold(1, length + 1, length).flatten(0, 1)
             ids = None if ids is None else ids.reshape(len(samples), -1)
-        return Batch(samples, ids, count, pieces, int(numbers[0]), int(numbers[-1]))
+        return Batch(samples, ids, count, int(numbers[0]), int(numbers[-1]), pieces)
