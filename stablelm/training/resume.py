@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stablelm.config import InputError, RunConfig
-from stablelm.config.run import steps_of
+from stablelm.config.mixture import PhaseConfig
 from stablelm.data.run_data import open_data
 from stablelm.data.samples import Samples
 from stablelm.interchange.native import checkpoint_before
@@ -120,10 +120,9 @@ def same_run(
             f"{path}: was trained on another dataset or mixture than {config.data.path or 'data.neox'} "
             f"(their fingerprints differ). {_PARENTAL if branching else remedy}"
         )
-    behind = _settings(began or config, state["step"]), _settings(config, state["step"])
-    if found := _difference(*behind):
+    if began is not None and (found := _phases_behind(began, config, state["step"])):
         raise InputError(
-            changed("data.phases, " + found[0].replace(".", ": ", 1), *found[1:])
+            changed(f"data.phases, {found[0]}", *found[1:])
             + f" The {state['step']:,} steps so far are done; phases may change what comes after them."
         )
     end = past.next_number(int(state["samples"]))
@@ -144,24 +143,32 @@ def same_run(
         )
 
 
-def _settings(config: RunConfig, step: int) -> dict[str, Any]:
-    """What phases said of batch and learning rate up to a step, for a comparison of two pasts."""
-    found: dict[str, dict[str, Any]] = {
-        f"from step {begin + 1:,}": {"sequences": sequences, "sequence_length": length}
-        for begin, sequences, length in steps_of(config).batches
-        if begin < step
-    }
+def _phases_behind(began: RunConfig, config: RunConfig, step: int) -> tuple[str, Any, Any] | None:
+    """The first difference of batch or learning rate before a step, as the phases of two pasts say them."""
+    pasts = _settings(began, step), _settings(config, step)
+    for begin in sorted(pasts[0].keys() | pasts[1].keys()):
+        then, now = (past[max(b for b in past if b <= begin)] for past in pasts)
+        if found := _difference(then, now):
+            return f"from step {begin + 1:,}: {found[0]}", *found[1:]
+    return None
+
+
+def _settings(config: RunConfig, step: int) -> dict[int, dict[str, Any]]:
+    """What is in effect from each phase's first step on, up to `step`."""
+    found: dict[int, dict[str, Any]] = {}
     begin = 0
-    for phase in config.data.parts():
+    for phase in config.data.parts() or [PhaseConfig()]:
         if begin >= step:
             break
-        if phase.schedule is not None or phase.lr is not None:  # a schedule is planned up to the phase's end
-            end = phase.until_step if phase.schedule else min(step, phase.until_step or step)
-            schedule = phase.schedule and phase.schedule.model_dump()
-            about = found.setdefault(f"from step {begin + 1:,}", {})
-            about |= {"lr": phase.lr, "schedule": schedule, "until_step": end}
+        found[begin] = {
+            "sequences": phase.sequences or config.batch.sequences,
+            "sequence_length": phase.sequence_length or config.batch.sequence_length,
+            "lr": phase.lr or config.optimizer.lr,
+            "schedule": phase.schedule and phase.schedule.model_dump(),
+            "until_step": phase.until_step if phase.schedule else None,  # a schedule is planned up to its end
+        }
         begin = phase.until_step or step
-    return found
+    return found or {0: {}}
 
 
 def _changed(path: Path, remedy: str, name: str, before: Any, now: Any) -> str:

@@ -81,7 +81,7 @@ PASTS = {
     "windows": ({"windows": {"tales": 11, "notes": 16}}, "data.windows.tales = 12, this run says 11"),
     "a batch behind": (
         {"phases": [{"until_step": 5}, {"sequences": 2}]},
-        "from step 6 = None, this run says {'sequences': 2, .*The 6 steps so far",
+        "data.phases, from step 6: sequences = 4, this run says 2.*The 6 steps so far",
     ),
     "the first batch": (
         {"phases": [{"sequences": 8, "until_step": 3}, {}]},
@@ -90,7 +90,7 @@ PASTS = {
     "a context behind": ({"phases": [{"sequence_length": 8}]}, "from step 1: sequence_length = 32, this run"),
     "a rate behind": (
         {"phases": [{"until_step": 2}, {"until_step": 4, "lr": 1e-3}, {}]},
-        "from step 3 = None, this run says {'lr': 0.001",
+        "from step 3: lr = 0.005, this run says 0.001",
     ),
     "shorter": (phased({"epochs": {"tales": "1/4", "notes": "1/4"}}), "data.phases.0.epochs.notes"),
 }
