@@ -20,6 +20,9 @@ def perplexity(
         typer.Option(min=1, help="From one window to the next; less is better.", show_default="the window"),
     ] = None,
     key: Annotated[str, typer.Option(help="Where the text is in a line of .jsonl.")] = "text",
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also the reliability table: confidence beside accuracy.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     dtype: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="Precision; auto is that of the files.")
@@ -27,6 +30,9 @@ def perplexity(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Loss, perplexity and bits per byte of MODEL on each of FILES, ± a standard error over documents.
+
+    The expected calibration error says how far the model's confidence in the likeliest next token is from how
+    often that token comes.
 
     Example: stablelm perplexity runs/demo/model wiki.txt tales.jsonl --stride 512
     """
@@ -65,18 +71,25 @@ def perplexity(
         total += found
         rows.append({"file": str(file), **found.as_dict()})
         if not as_json:
-            _show(str(file), found.as_dict())
+            _show(str(file), found.as_dict(), calibration)
     if as_json:
         result = {"model": model, "window": window, "stride": stride, "files": rows}
         typer.echo(json.dumps({**result, "all": total.as_dict()}, indent=2))
     elif len(files) > 1:
-        _show("all", total.as_dict())
+        _show("all", total.as_dict(), calibration)
 
 
-def _show(name: str, values: dict[str, Any]) -> None:
+def _show(name: str, values: dict[str, Any], table: bool) -> None:
     count = f"{values['documents']:,} document" + "s" * (values["documents"] != 1)
     typer.echo(f"{name}: {count}, {values['tokens']:,} tokens, {values['text_bytes']:,} bytes")
     for row in ("loss", "perplexity", "bits_per_byte"):
         error = values[f"{row}_standard_error"]
         spread = "" if error is None else f" ± {error:.3g}"
         typer.echo(f"  {row.replace('_', ' '):<15}{values[row]:.6g}{spread}")
+    sure = values["calibration"]
+    typer.echo(f"  calibration    {sure['ece']:.4f} expected error; {100 * sure['accuracy']:.2f} % right")
+    for row in sure["bins"] if table else ():
+        typer.echo(
+            f"    {row['above']:.3f} to {row['up_to']:.3f}  {row['tokens']:>12,} tokens  "
+            f"confidence {row['confidence']:.3f}  accuracy {row['accuracy']:.3f}"
+        )

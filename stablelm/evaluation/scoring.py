@@ -18,15 +18,13 @@ from torch import Tensor
 
 from stablelm.config import InputError
 from stablelm.config.errors import RunError
+from stablelm.evaluation.shares import ALONE, Share
 from stablelm.model import StableLM
 
 ROW_TOKENS = 2048
 """A row grows by branches up to this many tokens (or to twice its longest request)."""
 BATCH_TOKENS = 4096
 """Padded tokens of one forward pass."""
-LOGIT_ROWS = 256
-"""Predictions whose logits are alive at once."""
-
 Request = tuple[Sequence[int], Sequence[int]]
 """Ids of the context, not empty, and of the continuation."""
 
@@ -58,9 +56,13 @@ def score(
     context: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     on_batch: Callable[[dict[int, Score]], None] | None = None,
+    on_tokens: Callable[[Tensor], None] | None = None,
+    share: Share = ALONE,
 ) -> list[Score]:
     """Scores in the order of the requests. What is longer than `context` tokens (the model's by default)
-    loses its beginning; `on_batch` receives each batch's scores by request number as soon as they are known.
+    loses its beginning; `on_batch` receives each batch's scores by request number as soon as they are known,
+    `on_tokens` how each of its tokens was predicted [3, N]. With a `share`, processes score together: both
+    hear of this one's batches alone, the result is whole on all.
 
     Raises `InputError` for an empty context, or for ids that the model does not have."""
     limit = context or model.config.max_position_embeddings
@@ -77,13 +79,23 @@ def score(
         sequences.append(whole[:-1])  # what is read; the last token is only predicted
         starts.append(max(0, len(whole) - len(after) - 1))  # place that predicts the first token
     targets = [np.asarray(after, np.int64)[-limit:] for _, after in requests]
-    scores: dict[int, Score] = {}
-    for batch in _batches(_rows(sequences), batch_tokens):
-        found = _score_batch(model, batch, sequences, starts, targets)
-        scores |= found
+    sums = torch.zeros(2, len(requests), dtype=torch.float64)
+    for batch, counts in share.turns(_batches(_rows(sequences), batch_tokens)):
+        told, members = _predictions(model, batch, sequences, starts, targets, share)
+        if not counts:
+            continue
+        found, at = {}, 0
+        for number in members:
+            part = told[:, at : at + len(targets[number])]
+            found[number] = Score(float(part[0].double().sum()), bool(part[2].all()))
+            sums[0, number], sums[1, number] = found[number].loglikelihood, found[number].greedy
+            at += len(targets[number])
         if on_batch is not None:
             on_batch(found)
-    return [scores[number] for number in range(len(requests))]
+        if on_tokens is not None:
+            on_tokens(told)
+    values, greedy = share.total(sums).tolist()
+    return [Score(value, right > 0.5) for value, right in zip(values, greedy, strict=True)]
 
 
 def _rows(sequences: list[np.ndarray]) -> list[_Row]:
@@ -125,14 +137,16 @@ def _batches(rows: list[_Row], batch_tokens: int) -> list[list[_Row]]:
 
 
 @torch.no_grad()
-def _score_batch(
+def _predictions(
     model: StableLM,
     rows: list[_Row],
     sequences: list[np.ndarray],
     starts: list[int],
     targets: list[np.ndarray],
-) -> dict[int, Score]:
-    width = max(1, rows[0].length)
+    share: Share,
+) -> tuple[Tensor, list[int]]:
+    """How the targets of a batch are predicted [3, N], on the CPU, and whose they are: request by request."""
+    width = share.padded(max(1, rows[0].length))
     ids = np.zeros((len(rows), width), np.int64)
     positions = np.zeros((len(rows), width), np.int64)
     branch = np.full((len(rows), width), -1, np.int64)  # 0 the beginning, then 1, 2, …; −1 padding
@@ -153,21 +167,22 @@ def _score_batch(
             moved = np.where(predicting < row.shared, predicting, predicting - row.shared + at)
             places.append(line * width + moved)
             at += len(rest)
-    device = model.device
     alone = all(len(row.members) == 1 for row in rows)
-    hidden = model.hidden_states(
-        torch.from_numpy(ids).to(device),
-        None if alone else _mask(torch.from_numpy(branch).to(device)),
-        positions=None if alone else torch.from_numpy(positions).to(device),
-    )  # padding is to the right, where a causal model does not look
-    flat = hidden.flatten(0, 1)[torch.from_numpy(np.concatenate(places)).to(device)]
-    values, right = _predictions(model, flat, np.concatenate([targets[number] for number in members]))
-    found, at = {}, 0
-    for number in members:
-        part = slice(at, at + len(targets[number]))
-        found[number] = Score(float(values[part].sum()), bool(right[part].all()))
-        at = part.stop
-    return found
+    wanted = np.concatenate([targets[number] for number in members])
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(model.device)
+
+    told = model(
+        put(ids),
+        None if alone else _mask(put(branch)),
+        positions=None if alone else put(positions),
+        labels=put(wanted),
+        places=put(np.concatenate(places)),
+    ).cpu()  # padding is to the right, where a causal model does not look
+    if not bool(torch.isfinite(told).all()):
+        raise RunError("the model's log-probabilities are not finite; its weights or its precision are bad.")
+    return told, members
 
 
 def _mask(branch: Tensor) -> Tensor:
@@ -176,22 +191,3 @@ def _mask(branch: Tensor) -> Tensor:
     query, key = branch[:, :, None], branch[:, None, :]
     causal = torch.ones(size, size, dtype=torch.bool, device=branch.device).tril()
     return (causal & ((key == query) | (key == 0)))[:, None]
-
-
-def _predictions(model: StableLM, hidden: Tensor, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ln p of each target (float64) and whether it is the arg-max; hidden [N, h]."""
-    wanted = torch.from_numpy(targets).to(hidden.device)
-    values, right = [], []
-    for at in range(0, len(hidden), LOGIT_ROWS):
-        logits = model.lm_head(hidden[at : at + LOGIT_ROWS])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        target = wanted[at : at + LOGIT_ROWS, None]
-        chosen = logits.gather(1, target).squeeze(1)
-        values.append((chosen - logits.logsumexp(-1)).double().cpu())
-        right.append((logits.argmax(-1) == target.squeeze(1)).cpu())
-    if not values:
-        return np.zeros(0), np.zeros(0, bool)
-    numbers = torch.cat(values)
-    if not bool(torch.isfinite(numbers).all()):
-        raise RunError("the model's log-probabilities are not finite; its weights or its precision are bad.")
-    return numbers.numpy(), torch.cat(right).numpy()

@@ -5,7 +5,7 @@ not, so that bits per byte are those of the text. A document longer than the win
 stride below the window, later ones read again what comes before their tokens, and count only those. The
 standard error is that of a ratio of sums over documents drawn at random (linearised; Cochran, 1977, §2.11):
 the tokens of one document are not independent, so an error over tokens would be too small. One document has
-none."""
+none. Calibration (`evaluation/calibration.py`) is over all tokens."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stablelm.config import InputError
+from stablelm.evaluation.calibration import Calibration
 from stablelm.evaluation.scoring import Request, score
 from stablelm.model import StableLM
 from stablelm.storage.json_lines import decoded, json_lines
@@ -32,9 +33,14 @@ class TextScores:
     tokens: list[int] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     """Of its UTF-8."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """Of the predictions of all tokens together."""
 
     def __add__(self, other: "TextScores") -> "TextScores":
-        return TextScores(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+        return TextScores(
+            self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes,
+            self.calibration + other.calibration,
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; the errors are null for one document."""
@@ -48,6 +54,7 @@ class TextScores:
             "perplexity_standard_error": None if loss_error is None else perplexity * loss_error,
             "bits_per_byte": per_byte / math.log(2),
             "bits_per_byte_standard_error": None if per_byte_error is None else per_byte_error / math.log(2),
+            "calibration": self.calibration.as_dict(),
         }  # fmt: skip
 
 
@@ -96,7 +103,8 @@ def score_texts(
 
     def work() -> None:
         sums = [0.0] * len(waiting)
-        for owner, result in zip(owners, score(model, requests, context=window), strict=True):
+        results = score(model, requests, context=window, on_tokens=found.calibration.add)
+        for owner, result in zip(owners, results, strict=True):
             sums[owner] -= result.loglikelihood
         found.nats.extend(sums)
         found.tokens.extend(count for count, _ in waiting)

@@ -19,6 +19,7 @@ from stablelm.config import InputError
 from stablelm.kernels.cpu.packing import GROUPS, Packed, dense, pack, shapes
 from stablelm.model import StableLM
 from stablelm.model.linear import Linear
+from stablelm.model.predictions import predictions
 from stablelm.model.rotary import Rotary
 
 BITS = (4, 8)
@@ -112,15 +113,18 @@ class QuantizedLinear(nn.Module):
 
 
 class QuantizedHead(QuantizedLinear):
-    """The output projection; with labels, the summed cross-entropy in float32, `chunk` tokens at a time."""
+    """The output projection, as `model.head.Head` is asked; losses take `chunk` tokens at a time."""
 
     chunk: int = 512
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """hidden [..., h] → logits [..., V]; labels [...] already shifted, negative = ignored."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        """hidden [..., h] → logits [..., V]; labels [...] already shifted, negative = ignored; with places,
+        how each label is predicted [3, N]."""
         if labels is None:
             return super().forward(hidden)
         flat, targets = hidden.flatten(0, -2), labels.flatten()
+        if places is not None:
+            return predictions(super().forward, flat[places], labels)
         pieces = zip(torch.split(flat, self.chunk), torch.split(targets, self.chunk), strict=True)
         losses = [
             functional.cross_entropy(

@@ -17,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stablelm.model.linear import Linear
+from stablelm.model.predictions import predictions
 
 
 class Head(Linear):
-    """`head(hidden)` → logits; `head(hidden, labels)` → summed cross-entropy in float32."""
+    """`head(hidden)` → logits; `head(hidden, labels)` → summed cross-entropy in float32; with places, how
+    each label is predicted."""
 
     chunk: int = 512
     """Tokens whose logits are alive at once in the loss."""
@@ -30,11 +32,15 @@ class Head(Linear):
     own: Callable[[Tensor], Tensor] | None = None
     """With a group: takes this process's rows [V/n, h] out of the weight."""
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """hidden [..., h]; labels [...] int64, already shifted, negative = ignored."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        """hidden [..., h]; labels [...] int64, already shifted, negative = ignored. With `places` [N], rows
+        of the flattened hidden states, labels [N] are the ids after them → [3, N] (`predictions`)."""
         weight = self.weight.to(hidden.dtype)
         if self.own is not None:
             weight = self.own(weight)
+        if places is not None and labels is not None:
+            rows = hidden.flatten(0, -2)[places]
+            return predictions(lambda h: torch.nn.functional.linear(h, weight), rows, labels, self.group)
         if labels is None:
             logits = torch.nn.functional.linear(hidden, weight)
             return logits if self.group is None else _joined(logits, self.group)

@@ -167,15 +167,19 @@ class StableLM(nn.Module):
         cache: Cache | None = None,
         labels: Tensor | None = None,
         document_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, S, V] in float32, or with `labels` [B, S] the summed cross-entropy (a float32 scalar).
 
         Labels are already shifted: labels[:, s] is the token after input_ids[:, s]; negative labels are
-        ignored. The other arguments are those of `hidden_states`."""
-        hidden = self.hidden_states(input_ids, attention_mask, cache, document_ids)
+        ignored. With `places` [N], numbers b · S + s that may repeat, labels [N] are the ids that follow
+        there → [3, N]: how each is predicted (`model/predictions.py`). The other arguments are those of
+        `hidden_states`."""
+        hidden = self.hidden_states(input_ids, attention_mask, cache, document_ids, positions=positions)
         if labels is not None:
-            loss: Tensor = self.lm_head(hidden, labels)
-            return loss
+            told: Tensor = self.lm_head(hidden, labels, places)
+            return told
         logits: Tensor = self.lm_head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

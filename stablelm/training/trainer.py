@@ -17,6 +17,7 @@ from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
 from stablelm.data.run_data import open_data
 from stablelm.evaluation import perplexity
+from stablelm.evaluation.shares import Share
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.provenance import Ancestor
 from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
@@ -272,8 +273,7 @@ class Trainer:
                 self.config.batch.sequence_length,
                 windows=self.config.evaluation.windows,
                 batch=self.config.batch.micro_sequences,
-                part=(self.layout.part, self.layout.data),
-                total=self._added,
+                share=Share(self.layout.part, self.layout.data, self._added, self.layout.tensor),
             )
             record = {"step": self.step, "kind": "evaluation", "source": source, **result.as_dict()}
             self._record(record)
@@ -284,9 +284,9 @@ class Trainer:
             )
         reshard(self.model)
 
-    def _added(self, number: float) -> float:
+    def _added(self, mine: torch.Tensor) -> torch.Tensor:
         """A sum over the parts that read different samples."""
-        return float(summed(self.layout, torch.tensor(number, dtype=torch.float64, device=self.device)))
+        return summed(self.layout, mine.to(self.device)).cpu()
 
     def _save(self) -> Path:
         about = {

@@ -29,6 +29,11 @@ def test_table_and_json(world, run, texts):
     assert many["documents"] == 6 and 0 < many["loss_standard_error"] < many["loss"]
     assert f"perplexity     {many['perplexity']:.6g} ± {many['perplexity_standard_error']:.3g}\n" in said.out
     assert told["all"]["tokens"] == one["tokens"] + many["tokens"]
+    sure = told["all"]["calibration"]
+    assert sum(row["tokens"] for row in sure["bins"]) == told["all"]["tokens"] and 0 < sure["ece"] < 1
+    assert f"calibration    {sure['ece']:.4f} expected error" in said.out and "confidence" not in said.out
+    shown = run("perplexity", world / "model", texts[0], "--calibration").out
+    assert f"{one['calibration']['bins'][0]['tokens']:>12,} tokens  confidence " in shown
     assert one["perplexity"] == pytest.approx(math.exp(one["loss"])) and 1 < one["perplexity"] < 340
 
 

@@ -30,7 +30,13 @@ def cut_loss(rank, chunk):
     mine = hidden.detach().clone().requires_grad_()
     loss = head(mine, labels)
     (2 * loss).backward()
+    labels[:4] = (hidden @ weight.T)[:4].argmax(-1)  # some are the likeliest
+    counted = labels >= 0
+    whole = Head(12, 40).double()
+    whole.weight.data.copy_(weight.detach())
+    asked = labels[counted], counted.nonzero()[:, 0]
     pairs = (
+        (head(mine, *asked), whole(mine, *asked)),
         (loss, wanted), (mine.grad, 2 * hidden.grad), (head.weight.grad, 2 * weight.grad[part]),
         (head(mine), hidden @ weight.T),
     )  # fmt: skip

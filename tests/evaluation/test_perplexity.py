@@ -9,6 +9,7 @@ import torch
 from stablelm.config import preset
 from stablelm.data import TokenFile, TokenFileWriter
 from stablelm.evaluation import perplexity
+from stablelm.evaluation.calibration import Calibration
 from stablelm.model import StableLM
 
 
@@ -52,6 +53,24 @@ def test_every_token_is_counted_once(model, tmp_path, lengths, window, stride):
     assert result.bits_per_byte == pytest.approx(result.nats / math.log(2) / 1000)
     assert result.loss == pytest.approx(result.nats / sum(lengths))
     assert result.perplexity == pytest.approx(math.exp(result.loss))
+    assert result.calibration.tokens == sum(lengths)
+
+
+@torch.no_grad()
+def test_calibration_is_that_of_every_token_alone(model, tmp_path):
+    model.lm_head.weight.mul_(30)
+    tokens = token_file(tmp_path, (40, 23))
+    found = perplexity(model, tokens, 1000, 16, stride=4, batch=3).calibration
+    stream, wanted, predicted, start = [0, *tokens.tokens(0, 63).tolist()], Calibration(), 0, 0
+    while predicted < 63:
+        piece = torch.tensor(stream[start : start + 17])
+        nats = model(piece[None, :-1])[0].log_softmax(-1)
+        for place in range(predicted - start, len(piece) - 1):
+            best = nats[place].max(-1)
+            wanted.add(torch.stack([best.values, best.values, (best.indices == piece[place + 1])])[:, None])
+        predicted, start = start + len(piece) - 1, start + 4
+    torch.testing.assert_close(found.sums, wanted.sums, atol=1e-4, rtol=0)
+    assert found.error == pytest.approx(wanted.error, abs=1e-6) and found.error > 0.1
 
 
 def test_a_sample_of_windows_counts_its_share_of_the_bytes(model, tmp_path):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from stablelm.config import InputError, ModelConfig
 from stablelm.config.errors import RunError
-from stablelm.evaluation import scoring
 from stablelm.evaluation.scoring import score
+from stablelm.evaluation.shares import Share
 from stablelm.model import StableLM
 
 CONFIG = ModelConfig(
@@ -80,17 +80,32 @@ def test_batches_are_told_as_they_come():
     assert [told[number] for number in range(20)] == results
 
 
-def test_logits_of_few_places_at_a_time(monkeypatch):
-    monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
-    seen = []
-    plain = type(MODEL.lm_head).forward
-    monkeypatch.setattr(
-        type(MODEL.lm_head), "forward", lambda self, h, *a: seen.append(len(h)) or plain(self, h, *a)
-    )
-    requests = [(list(range(20)), list(range(20)))]
-    (result,) = score(MODEL, requests)
-    assert max(seen) == 3 and sum(seen) == 20
-    assert result.loglikelihood == pytest.approx(alone(*requests[0])[0], abs=1e-9)
+def test_how_each_token_was_predicted_is_told_too():
+    told = []
+    requests = [([1, 2], [3, 4]), ([1, 2], [3]), ([5], list(range(20)))]
+    results = score(MODEL, requests, batch_tokens=8, on_tokens=told.append)
+    every = torch.cat(told, 1)
+    assert every.shape == (3, 23)
+    assert float(every[0].sum()) == pytest.approx(sum(one.loglikelihood for one in results))
+    assert bool((every[0] <= every[1]).all()) and set(every[2].tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_shares_make_equally_many_passes_and_add_up(parts):
+    """What parts score apart, added up, is what one scores; in between each hears of its own alone."""
+    requests = [([1, 2, number], list(range(number % 7 + 1))) for number in range(20)]
+    whole, passes, sums, heard = score(MODEL, requests, batch_tokens=16), [], [], []
+    for part in range(parts):
+        made, own = [], {}
+        handle = MODEL.register_forward_hook(lambda *_, made=made: made.append(1))
+        share = Share(part, parts, total=lambda mine: sums.append(mine) or mine, multiple=4)
+        score(MODEL, requests, batch_tokens=16, on_batch=own.update, share=share)
+        handle.remove()
+        passes.append(len(made))
+        heard += own
+    assert len(set(passes)) == 1 and sorted(heard) == list(range(20))
+    assert sum(sums)[0].tolist() == pytest.approx([one.loglikelihood for one in whole], abs=1e-12)
+    assert sum(sums)[1].bool().tolist() == [one.greedy for one in whole]
 
 
 def test_wrong_input():

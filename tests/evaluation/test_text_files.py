@@ -10,6 +10,7 @@ import torch
 
 from stablelm.config import InputError, preset
 from stablelm.evaluation import text_files
+from stablelm.evaluation.calibration import Calibration
 from stablelm.evaluation.text_files import TextScores, documents, ratio, score_texts, windows
 from stablelm.model import StableLM
 from stablelm.tokenizer import train_tokenizer
@@ -55,6 +56,7 @@ def test_every_token_once_with_its_context(model, tokenizer, window, stride, mon
     expected = [by_hand(model, ids, window, stride) for ids in rows]
     assert found.nats == pytest.approx(expected, rel=2e-5)
     assert told[-1] == sum(found.tokens) and len(told) > 1
+    assert found.calibration.tokens == sum(found.tokens)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,11 @@ def test_standard_error():
 
 
 def test_units():
-    values = (TextScores([8.0], [4], [16]) + TextScores([6.0], [2], [8])).as_dict()
+    sure = Calibration()
+    sure.add(torch.tensor([[-0.1], [-0.1], [0.0]]))
+    values = (TextScores([8.0], [4], [16], sure) + TextScores([6.0], [2], [8], sure)).as_dict()
+    assert values["calibration"]["ece"] == pytest.approx(math.exp(-0.1))
+    assert [row["tokens"] for row in values["calibration"]["bins"]] == [2]
     assert values["loss"] == pytest.approx(14 / 6) and values["perplexity"] == pytest.approx(math.exp(14 / 6))
     assert values["bits_per_byte"] == pytest.approx(14 / 24 / math.log(2))
     assert values["perplexity_standard_error"] == pytest.approx(
