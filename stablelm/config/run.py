@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
+from stablelm.config.evaluation import EvaluationConfig
 from stablelm.config.mixture import DataConfig
 from stablelm.config.model import ModelConfig, preset
 from stablelm.config.neox import Reading, is_neox, read_neox
@@ -33,15 +34,6 @@ class CheckpointConfig(Schema):
     asynchronous: bool = True
     """Go on training while the files are written, from a copy in host memory (12 bytes a parameter, shared
     out over the processes)."""
-
-
-class EvaluationConfig(Schema):
-    """Loss and bits per byte on the held-out documents during training."""
-
-    every: int = Field(1000, ge=1)
-    """Steps between evaluations; the last step is always evaluated."""
-    windows: int = Field(64, ge=1)
-    """Windows read per source and evaluation."""
 
 
 class LoggingConfig(Schema):
@@ -94,7 +86,7 @@ class RunConfig(Schema):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Checkpoints."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    """Held-out evaluation."""
+    """Evaluation while training."""
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """Logs."""
     card: CardConfig = Field(default_factory=CardConfig)

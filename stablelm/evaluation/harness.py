@@ -21,6 +21,7 @@ from rich.progress import Progress
 from stablelm.config import InputError
 from stablelm.evaluation.score_cache import ScoreCache
 from stablelm.evaluation.scoring import BATCH_TOKENS, Score, score
+from stablelm.evaluation.shares import ALONE, Share
 from stablelm.inference import generate
 from stablelm.interchange.open import open_path
 from stablelm.model import StableLM
@@ -55,10 +56,12 @@ class _Backend:
         cache: ScoreCache | None = None,
         batch_tokens: int | None = None,
         progress: bool = True,
+        share: Share = ALONE,
         **unknown: Any,
     ) -> None:
         """`pretrained`: a path, a Hub id or a model (then with its tokenizer). `batch_size` is in sequences
-        of the longest kind; by default passes have about 4,096 tokens."""
+        of the longest kind; by default passes have about 4,096 tokens. With a `share`, processes score
+        together."""
         super().__init__()
         unknown.pop("max_batch_size", None)
         if unknown:
@@ -70,7 +73,9 @@ class _Backend:
             self.model, self._tokenizer = pretrained, tokenizer
         else:
             self.model, self._tokenizer = _open(str(pretrained), dtype, device)
-        self.model.eval()
+        if share is ALONE:  # a network that is being trained has nothing to switch off
+            self.model.eval()
+        self._share = share
         self.max_length = int(max_length or self.model.config.max_position_embeddings)
         rows = None if batch_size in (None, "auto") else int(str(batch_size).removeprefix("auto:"))
         self._batch_tokens = batch_tokens or (BATCH_TOKENS if rows is None else rows * self.max_length)
@@ -111,11 +116,16 @@ class _Backend:
                 self._cache.add({wanted[number]: result for number, result in found.items()})
                 advance(len(found))
 
-            score(self.model, wanted, context=self.max_length, batch_tokens=self._batch_tokens, on_batch=keep)
+            found = score(
+                self.model, wanted, context=self.max_length, batch_tokens=self._batch_tokens, on_batch=keep,
+                share=self._share,
+            )  # fmt: skip
+        if self._share.parts > 1:  # `keep` has heard of this process's own
+            self._cache.add(dict(zip(wanted, found, strict=True)))
         results = []
         for request, pair in zip(requests, pairs, strict=True):
-            found = self._cache[pair]
-            results.append((found.loglikelihood, found.greedy))
+            known = self._cache[pair]
+            results.append((known.loglikelihood, known.greedy))
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], results[-1])
         return results

@@ -114,24 +114,33 @@ def run(
     return result
 
 
-def _harness(scorer: Any, suite: Suite, data: str | Path | None, limit: int | None) -> dict[str, Any]:
-    from lm_eval import evaluator
+@contextlib.contextmanager
+def task_manager(names: Sequence[str], data: str | Path | None) -> Iterator[Any]:
+    """lm_eval's finder of tasks: of those in files below `data`, without a network, or of all it has.
+
+    `InputError` for a name that it does not know."""
     from lm_eval.tasks import TaskManager
 
-    names = [task for task, _, _ in suite.tasks]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with contextlib.ExitStack() as stack:
-        if data is not None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            stack.enter_context(offline())
+    if data is not None:
+        with tempfile.TemporaryDirectory() as folder, offline():
             write_definitions(Path(folder), data, names)
-            manager = TaskManager(include_path=folder, include_defaults=False)
-        else:
-            manager = TaskManager()
-            if unknown := [task for task in names if task not in manager.all_tasks]:
-                raise InputError(
-                    f"tasks {', '.join(unknown)} are not known to lm_eval; `lm_eval ls tasks` lists them."
-                )
+            yield TaskManager(include_path=folder, include_defaults=False)
+        return
+    manager = TaskManager()
+    if unknown := [task for task in names if task not in manager.all_tasks]:
+        raise InputError(
+            f"tasks {', '.join(unknown)} are not known to lm_eval; `lm_eval ls tasks` lists them."
+        )
+    yield manager
+
+
+def _harness(scorer: Any, suite: Suite, data: str | Path | None, limit: int | None) -> dict[str, Any]:
+    from lm_eval import evaluator
+
+    names = [task for task, _, _ in suite.tasks]
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(task_manager(names, data))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # it prints what it bootstraps
         stack.enter_context(_without_git(evaluator))
         # Its bootstrap forks this process, whose threads may hold locks that the children then wait for.
@@ -145,16 +154,21 @@ def _harness(scorer: Any, suite: Suite, data: str | Path | None, limit: int | No
                     task_manager=manager, bootstrap_iters=1000, log_samples=True,
                 )  # fmt: skip
             except (ConnectionError, FileNotFoundError) as error:
-                raise InputError(
-                    f"the items of {', '.join(wanted)} could not be loaded ({str(error).splitlines()[0]}). "
-                    "Without a network give --data DIR, a directory with <task>.jsonl for each."
-                ) from None
+                raise no_items(wanted, error, "--data DIR") from None
             for key, value in part.items():
                 if isinstance(value, dict) and isinstance(merged.get(key), dict):
                     merged[key] |= value
                 else:
                     merged.setdefault(key, value)
     return merged
+
+
+def no_items(tasks: Sequence[str], error: Exception, remedy: str) -> InputError:
+    """What to say where the items of tasks cannot be loaded; `remedy` is how files are named."""
+    return InputError(
+        f"the items of {', '.join(tasks)} could not be loaded ({str(error).splitlines()[0]}). "
+        f"Without a network give {remedy}, a directory with <task>.jsonl for each."
+    )
 
 
 @contextlib.contextmanager

@@ -51,6 +51,12 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
             _over_steps(_by_source(evaluations, "bits_per_byte"), "Held-out bits per byte", "bits per byte"),
             "Lower is better; comparable between tokenizers and with compressors.",
         )
+        if all("ece" in record for record in evaluations):  # runs before calibration was measured lack it
+            page.chart(
+                _over_steps(_by_source(evaluations, "ece"), "Calibration error", "ECE"),
+                "How far confidence in the likeliest token is from how often it comes: 0 is calibrated.",
+            )
+    _suite(page, records)
     page.heading("Learning rate and gradient norm")
     page.chart(_over_steps([_series("learning rate", steps, "lr")], "Learning rate", "learning rate"))
     page.chart(
@@ -65,6 +71,51 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
     )
     _what_was_read(page, run, plan, config["batch"]["sequence_length"], about)
     return page
+
+
+def _suite(page: Page, records: list[dict[str, Any]]) -> None:
+    """The curves of what a run measures beside held-out text (`evaluating.py`)."""
+    copied, filled, tasks = ([r for r in records if r.get("kind") == k] for k in ("copying", "cloze", "task"))
+    if not (copied or filled or tasks):
+        return
+    page.heading("Small tasks")
+    if copied:
+        page.chart(
+            _over_steps(
+                [_series("second time", copied, "loss"), _series("first time", copied, "first_loss")],
+                "Copying", "nats a token",
+            ),
+            f"Random ids, {copied[-1]['period']} twice in a row; "
+            f"{100 * copied[-1]['accuracy']:.1f} % of the second time right at the end.",
+        )  # fmt: skip
+    kinds = (("choice_accuracy", "continuation"), ("word_accuracy", "last word"))
+    lines = [
+        _series(f"{name}, {kind}", chosen, key)
+        for name in dict.fromkeys(record["source"] for record in filled)
+        for key, kind in kinds
+        if (chosen := [r for r in filled if r["source"] == name and key in r])
+    ]
+    if lines:
+        chances = {record["chance"] for record in filled if "chance" in record}
+        page.chart(
+            _over_steps(lines, "Cloze, from held-out documents", "share right"),
+            "The true continuation of a passage among those of others"
+            + (f" ({100 * min(chances):.0f} % by chance)" if chances else "")
+            + ", and its last word.",
+        )
+    if tasks:
+        named = dict.fromkeys((record["task"], record["metric"]) for record in tasks)
+        series = [
+            _series(f"{task} {metric}", [r for r in tasks if r["task"] == task], "value")
+            for task, metric in named
+        ]
+        last = tasks[-1]
+        error = f", {last['task']} ± {last['standard_error']:.3f}" if "standard_error" in last else ""
+        page.chart(
+            _over_steps(series, "lm_eval tasks", "value"),
+            f"At most {max(record['items'] for record in tasks):,} items of each{error}; for results, use "
+            "stablelm evaluate on a checkpoint.",
+        )
 
 
 def _subtitle(config: dict[str, Any], about: dict[str, Any]) -> str:

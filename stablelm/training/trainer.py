@@ -16,7 +16,6 @@ import torch
 from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
 from stablelm.data.run_data import open_data
-from stablelm.evaluation import perplexity
 from stablelm.evaluation.shares import Share
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.provenance import Ancestor
@@ -30,12 +29,13 @@ from stablelm.training.branching import origin_of, parent_of
 from stablelm.training.building import build_model
 from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
 from stablelm.training.console import Console, SilentConsole, make_console
+from stablelm.training.evaluating import HELD_OUT, Evaluator, told
 from stablelm.training.garbage import PinnedGarbage
 from stablelm.training.interruption import Interruption
 from stablelm.training.metrics import METRICS, Metrics
 from stablelm.training.optimizer import make_optimizer
 from stablelm.training.parallel import Layout, finish, start
-from stablelm.training.parallel.apply import check, reshard
+from stablelm.training.parallel.apply import check, compiles, reshard
 from stablelm.training.parallel.launch import world_size
 from stablelm.training.passes import backward, clip, summed
 from stablelm.training.resume import remedy_for, same_run, state_of
@@ -108,6 +108,9 @@ class Trainer:
         """Of the first process, while it trains."""
         self.step = 0
         self.evaluations: list[dict[str, Any]] = []
+        """Of held-out text, all so far."""
+        self.suite: list[dict[str, Any]] = []
+        """The newest of everything else."""
 
     def _open_data(self) -> None:
         self.parent = parent_of(self.config)
@@ -123,6 +126,9 @@ class Trainer:
                 f"{self.dataset.tokenizer_path}; set it to at least {size:,} (padded to a multiple of 128: "
                 f"{-(-size // 128) * 128:,})."
             )
+
+        compiled = compiles(self.config, self.device.type)
+        self.evaluator = Evaluator(self.config, self.dataset, compiled)
 
     def train(self, resume: bool, force_data: bool = False) -> Path:
         """Runs to the last step; saves and stops early on Ctrl-C or SIGTERM."""
@@ -262,26 +268,13 @@ class Trainer:
         }  # fmt: skip
 
     def _evaluate(self) -> None:
-        for source in self.dataset.sources:
-            held_out = self.dataset.held_out(source)
-            if source not in self.config.data.sources() or held_out is None:
-                continue
-            result = perplexity(
-                self.model,
-                held_out,
-                self.dataset.text_bytes(source, "held_out"),
-                self.config.batch.sequence_length,
-                windows=self.config.evaluation.windows,
-                batch=self.config.batch.micro_sequences,
-                share=Share(self.layout.part, self.layout.data, self._added, self.layout.tensor),
-            )
-            record = {"step": self.step, "kind": "evaluation", "source": source, **result.as_dict()}
+        share = Share(self.layout.part, self.layout.data, self._added, self.layout.tensor)
+        self.suite = []
+        for found in self.evaluator.records(self.model, share):
+            record = {"step": self.step, **found}
             self._record(record)
-            self.evaluations.append(record)
-            self.console.message(
-                f"step {self.step}: held-out {source}: loss {result.loss:.4f}, "
-                f"{result.bits_per_byte:.4f} bits per byte"
-            )
+            (self.evaluations if record["kind"] == HELD_OUT else self.suite).append(record)
+            self.console.message(f"step {self.step}: {told(record)}")
         reshard(self.model)
 
     def _added(self, mine: torch.Tensor) -> torch.Tensor:
@@ -294,6 +287,7 @@ class Trainer:
             "hardware": {**hardware(self.device), "processes": self.layout.world},
             "data": self.loader.seen(self.loader.steps.position(self.step)),
             "evaluations": self.evaluations[-len(self.dataset.sources) :],
+            "suite": self.suite,
             "dataset": self.dataset.summary(),
             "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],
         }

@@ -27,7 +27,7 @@ def steps(rank, config):
     told = [
         (r["loss"], r["grad_norm"], r["step_tokens"], r["first_sample"], r["last_sample"]) for r in records
     ]
-    held_out = [(r["source"], r["loss"], r["bits_per_byte"], r["tokens"]) for r in trainer.evaluations]
+    held_out = trainer.evaluations + trainer.suite
     return told, held_out, trainer.plan.micro_batches, len(getattr(trainer.console, "records", [])) == 0
 
 
@@ -38,16 +38,27 @@ def steps(rank, config):
         ({"tensor": 2, "zero": 2}, 4, {"sequences": 6, "micro_sequences": 1}, {}),
     ],
 )
-def test_the_trainer_reads_and_tells_the_same_on_a_mesh(pool, make_config, parallel, world, batch, data):  # noqa: F811
-    wanted = steps(0, make_config(batch=batch, data=data))
-    found = pool.run(world, steps, make_config(batch=batch, data=data, parallel=parallel))
+def test_the_trainer_reads_and_tells_the_same_on_a_mesh(
+    pool, make_config, shared, parallel, world, batch, data  # noqa: F811
+):  # fmt: skip
+    """Losses and norms, and everything that is evaluated: held-out text, copying, cloze, a task."""
+    data_tasks = ["piqa"] if world == 4 else []
+    tasks = {"tasks": data_tasks, "task_data": str(shared / "data" / "eval"), "limit": 6}
+    evaluation = tasks if data_tasks else {}
+    wanted = steps(0, make_config(batch=batch, data=data, evaluation=evaluation))
+    found = pool.run(
+        world, steps, make_config(batch=batch, data=data, evaluation=evaluation, parallel=parallel)
+    )
     assert len({repr(each[:2]) for each in found}) == 1  # every process tells the same
     assert [told[2:] for told in found[0][0]] == [told[2:] for told in wanted[0]]
     assert wanted[0][-1][2] < wanted[0][0][2]  # the last step is a short one
     assert np.abs(np.array(found[0][0]) - np.array(wanted[0])).max() < 1e-12
+    kinds = [record["kind"] for record in wanted[1]]
+    assert kinds == ["evaluation"] * 2 + ["copying"] + ["cloze"] * 2 + ["task"] * len(data_tasks)
     for mine, theirs in zip(found[0][1], wanted[1], strict=True):
-        assert (mine[0], mine[3]) == (theirs[0], theirs[3])
-        assert mine[1:3] == pytest.approx(theirs[1:3], abs=1e-12)
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert mine[key] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value), key
     data_parallel = world // parallel.get("tensor", 1)
     assert found[0][2] == math.ceil(batch["sequences"] / data_parallel / batch["micro_sequences"])
 
@@ -107,7 +118,8 @@ def test_torchrun_gives_the_losses_of_one_process(make_config, tmp_path, paralle
     assert found.stdout.count("done. Next") == 1  # the first process speaks for all
     mine, theirs = read_metrics(tmp_path / "together"), read_metrics(alone)
     assert [(r["step"], r.get("source")) for r in mine] == [(r["step"], r.get("source")) for r in theirs]
-    assert [r["loss"] for r in mine] == pytest.approx([r["loss"] for r in theirs], abs=2e-5)
+    both = [[r["loss"] for r in records if "loss" in r] for records in (mine, theirs)]
+    assert both[0] == pytest.approx(both[1], abs=2e-5)
     models = [open_path(run)[0] for run in (tmp_path / "together", alone)]
     ids = torch.arange(20)[None]
     assert torch.allclose(*(model(ids) for model in models), atol=1e-2)
