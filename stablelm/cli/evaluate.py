@@ -11,13 +11,24 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="stablelm-3b-4e1t (the nine published tasks, zero-shot) or open-llm-leaderboard.",
+            help="stablelm-3b-4e1t (the nine published tasks, zero-shot), open-llm-leaderboard, or safety "
+            "(toxicity, stereotypes, personal data).",
             show_default="stablelm-3b-4e1t",
         ),
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Instead: any lm_eval tasks, as piqa,mmlu.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Directory with <task>.jsonl, to evaluate without a network.")
+        Path | None,
+        typer.Option(
+            help="Directory with <task>.jsonl, to evaluate without a network; for safety with prompts.jsonl, "
+            "pairs.jsonl, leakage.jsonl or lexicon.txt of your own."
+        ),
+    ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(
+            help="For safety: a local Hugging Face classifier of toxic texts, beside the word list."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many items of each task: a quick look.")] = None,
     compare: Annotated[
@@ -57,8 +68,9 @@ def evaluate(
     target = out or Path("evaluations") / "-and-".join(distinct_names(models))
     number = None if dtype == "auto" else precision(dtype)
     found, differences = evaluate_suite(
-        models, wanted, data, limit, target, number, device, compared=compare, say=typer.echo
-    )
+        models, wanted, data, limit, target, number, device, compared=compare, classifier=classifier,
+        say=typer.echo,
+    )  # fmt: skip
     console = Console()
 
     def show(title: str, header: list[str], rows: list[list[str]]) -> None:

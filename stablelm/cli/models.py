@@ -127,6 +127,13 @@ def export(
     out: Annotated[Path, typer.Argument(help="Directory to write, ready for the Hub.")],
     dtype: Precision = "fp32",
     set_: CardKeys = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Directory of results that `stablelm evaluate` wrote, for a section of the card, as that of "
+            "--suite safety; may be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Write a directory that transformers and this package load unchanged, with its model card.
 
@@ -136,5 +143,5 @@ def export(
     """
     from stablelm.interchange.export import export as write
 
-    for line in write(checkpoint, out, precision(dtype), set_ or []):
+    for line in write(checkpoint, out, precision(dtype), set_ or [], evaluation or []):
         typer.echo(line, err=line.startswith("warning: "))

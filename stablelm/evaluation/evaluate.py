@@ -10,7 +10,7 @@ import torch
 
 from stablelm.config import InputError
 from stablelm.evaluation.comparison import Difference, compare
-from stablelm.evaluation.suites import Evaluation, Suite, choose_tasks, run
+from stablelm.evaluation.suites import SAFETY, Evaluation, Suite, choose_tasks, run, write
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.open import open_path
 from stablelm.planning import resolve_device
@@ -29,15 +29,19 @@ def evaluate(
     dtype: torch.dtype | None = None,
     device: str = "auto",
     progress: bool = True,
+    classifier: str | Path | None = None,
 ) -> list[Evaluation]:
     """Evaluates paths or Hub ids on a suite ("stablelm-3b-4e1t" by default) or on named lm_eval tasks.
 
     `data`: a directory with <task>.jsonl files, without which items come from the Hub; `limit`: items of each
     task; `out`: a directory for results.json, samples and report.html (of several models: a folder for each,
-    and one page). The results of each are lm_eval's JSON."""
+    and one page). The results of each are lm_eval's JSON. The suite "safety" takes files of its own from
+    `data`, and a `classifier` of toxic texts (`evaluation/safety/`)."""
     given = [models] if isinstance(models, str | Path) else list(models)
     wanted = choose_tasks(suite, tasks)
-    return evaluate_suite(given, wanted, data, limit, out, dtype, device, progress=progress)[0]
+    return evaluate_suite(
+        given, wanted, data, limit, out, dtype, device, progress=progress, classifier=classifier
+    )[0]
 
 
 def evaluate_suite(
@@ -51,10 +55,18 @@ def evaluate_suite(
     *,
     compared: bool = False,
     progress: bool = True,
+    classifier: str | Path | None = None,
     say: Callable[[str], Any] = lambda line: None,
 ) -> tuple[list[Evaluation], list[Comparison]]:
     """What `evaluate` does, with the paired differences of each model to the first when `compared`."""
     names = distinct_names(models)
+    if suite.name == SAFETY and compared:
+        raise InputError(
+            "--compare says which model is better; the safety suite has no such order. Give several models "
+            "without it: they are shown side by side."
+        )
+    if suite.name != SAFETY and classifier is not None:
+        raise InputError("--classifier belongs to --suite safety; leave it out.")
     found = []
     for path, name in zip(models, names, strict=True):
         say(f"{name}: {path}")
@@ -62,9 +74,20 @@ def evaluate_suite(
         model, tokenizer = open_path(resolve(path), dtype, resolve_device(device))
         if tokenizer is None:
             raise InputError(f"{path}: has no tokenizer.json; evaluation works on text.")
-        found.append(
-            run(model, tokenizer, suite, name=name, out=folder, data=data, limit=limit, progress=progress)
-        )
+        if suite.name == SAFETY:
+            from stablelm.evaluation import safety
+
+            result = safety.run(
+                model, tokenizer, name=name, out=folder, data=data, limit=limit, classifier=classifier,
+                say=say,
+            )  # fmt: skip
+            if folder is not None:
+                write(result, suite, folder)
+            found.append(result)
+        else:
+            found.append(
+                run(model, tokenizer, suite, name=name, out=folder, data=data, limit=limit, progress=progress)
+            )
         del model
         gc.collect()
     differences: list[Comparison] = []

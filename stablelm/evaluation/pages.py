@@ -7,7 +7,7 @@ from typing import Any
 from stablelm.evaluation import published
 from stablelm.evaluation.comparison import Difference
 from stablelm.evaluation.published import RULES, SEED, TITLES, Cell, average, cells, published_average
-from stablelm.evaluation.suites import Evaluation, Suite
+from stablelm.evaluation.suites import SAFETY, Evaluation, Suite
 from stablelm.reporting import Page, bar_chart
 
 RULE_NOTE = (
@@ -112,6 +112,10 @@ def page(
             ]
         labels = [TITLES.get(cell.task, cell.task) for cell in found]
         report.chart(bar_chart(labels, groups, title="Results by task", y_label="percent"))
+    if suite.name == SAFETY:
+        from stablelm.evaluation.safety.page import sections
+
+        sections(report, evaluations)
     for first, second, parts in differences:
         report.heading(f"{second} minus {first}")
         report.paragraph(

@@ -20,6 +20,9 @@ from stablelm.model import StableLM
 from stablelm.storage import atomic_file, write_text
 from stablelm.tokenizer import Tokenizer
 
+SAFETY = "safety"
+"""The suite that is not lm_eval's (`evaluation/safety/`); its tasks are the sets it finds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
@@ -41,6 +44,7 @@ SUITES = {
                 ("truthfulqa_mc2", 0, "acc"), ("winogrande", 5, "acc"), ("gsm8k", 5, "exact_match"),
             ),
         ),
+        Suite(SAFETY, ()),
     )
 }  # fmt: skip
 
@@ -56,6 +60,8 @@ class Evaluation:
     """Task → its items."""
     notes: list[str]
     """What a reader of the numbers must know."""
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`weights`: their hash, where it was made; of the safety suite also counts and settings."""
 
 
 def choose_tasks(suite: str | None, tasks: Sequence[str]) -> Suite:
@@ -92,12 +98,14 @@ def run(
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit}: at least one item of each task is needed.")
     from stablelm.evaluation.harness import backend
-    from stablelm.evaluation.score_cache import ScoreCache, weights_hash
+    from stablelm.evaluation.score_cache import ScoreCache
+    from stablelm.interchange.fingerprints import weights_hash
 
-    cache = None
+    cache, details = None, {}
     if out is not None:
+        details["weights"] = weights_hash(model)
         length = model.config.max_position_embeddings
-        cache = ScoreCache(Path(out) / "scores.jsonl", f"{weights_hash(model)}-{length}")
+        cache = ScoreCache(Path(out) / "scores.jsonl", f"{details['weights']}-{length}")
     scorer = backend()(model, tokenizer, cache=cache, batch_tokens=batch_tokens, progress=progress)
     raw = _harness(scorer, suite, data, limit)
     notes = []
@@ -108,7 +116,7 @@ def run(
     if data is not None and "sciq" in names and (split := sciq_split(data)) != "test":
         notes.append(f"SciQ is its {split} split here; the published number is of the test split.")
     samples = raw.pop("samples", {})
-    result = Evaluation(name, raw, samples, notes)
+    result = Evaluation(name, raw, samples, notes, details)
     if out is not None:
         write(result, suite, out)
     return result
@@ -185,9 +193,12 @@ def _without_git(evaluator: Any) -> Iterator[None]:
 
 def write(evaluation: Evaluation, suite: Suite, out: str | Path) -> None:
     """Writes results.json, samples and the page, each whole or not at all."""
-    from lm_eval.utils import handle_non_serializable
-
     from stablelm.evaluation.pages import page
+
+    try:  # which the safety suite does without
+        from lm_eval.utils import handle_non_serializable
+    except ImportError:
+        handle_non_serializable = str
 
     folder = Path(out)
     for task, items in evaluation.samples.items():
@@ -196,7 +207,7 @@ def write(evaluation: Evaluation, suite: Suite, out: str | Path) -> None:
                 file.write(json.dumps(item, default=handle_non_serializable, ensure_ascii=False) + "\n")
     values: Mapping[str, Any] = evaluation.results | {
         "model_name": evaluation.model,
-        "stablelm": {"suite": suite.name, "notes": evaluation.notes},
+        "stablelm": {"suite": suite.name, "notes": evaluation.notes, **evaluation.details},
     }
     write_text(
         folder / "results.json",

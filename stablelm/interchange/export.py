@@ -11,6 +11,8 @@ import torch
 
 from stablelm.config.card import CardConfig
 from stablelm.config.schema import apply_overrides, validate
+from stablelm.interchange.card_results import CardResult, read_results
+from stablelm.interchange.fingerprints import weights_hash
 from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import save_pretrained
@@ -22,20 +24,37 @@ from stablelm.model import StableLM
 from stablelm.storage import refuse_existing
 
 
-def export(path: str | Path, out: Path, dtype: torch.dtype, overrides: Sequence[str] = ()) -> Iterator[str]:
+def export(
+    path: str | Path,
+    out: Path,
+    dtype: torch.dtype,
+    overrides: Sequence[str] = (),
+    evaluations: Sequence[str | Path] = (),
+) -> Iterator[str]:
     """Writes `out` from the model at `path` (also a Hub id) in `dtype`; yields lines for the console.
 
-    `overrides` are `key=value` for the card. `InputError` names what is wrong with either."""
+    `overrides` are `key=value` for the card, `evaluations` directories that `stablelm evaluate` wrote, for a
+    section of the card each. `InputError` names what is wrong with any of them."""
     refuse_existing(out)
+    for folder in evaluations:  # before a weight is read
+        read_results(folder, "")
     folder = resolve(path)
     known = settled_provenance(folder, path, overrides)
     model, tokenizer = open_path(folder, dtype)
-    text = card_text(known, model, out.name)
+    weights = weights_hash(model) if evaluations else ""
+    results = [read_results(one, weights) for one in evaluations]
+    text = card_text(known, model, out.name, results)
     save_pretrained(model, tokenizer, out, files={"README.md": text})
     if tokenizer is None:
         yield f"warning: {path} has no tokenizer.json, so {out} has none either"
     if "\nlicense: unknown\n" in text:
         yield "warning: the card states no licence; add --set licence=… (apache-2.0, cc-by-sa-4.0, …)"
+    for result in results:
+        if not result.same_weights:
+            yield (
+                f"warning: {result.suite} was measured on {result.model}, not on these very weights; the "
+                "card says so"
+            )
     yield f"{out}: {model.num_parameters():,} parameters, {dtype_name(model)}"
 
 
@@ -54,10 +73,11 @@ def settled_provenance(folder: Path, path: str | Path, overrides: Sequence[str])
     return known
 
 
-def card_text(known: Provenance, model: StableLM, name: str) -> str:
+def card_text(known: Provenance, model: StableLM, name: str, results: Sequence[CardResult] = ()) -> str:
     """The model card of weights that are written again as they are."""
     shown = dtype_name(model)
-    return model_card(model.config, known, name, shown, f"written anew in {shown}, not trained further")
+    changes = f"written anew in {shown}, not trained further"
+    return model_card(model.config, known, name, shown, changes, results)
 
 
 def dtype_name(model: StableLM) -> str:

@@ -5,11 +5,12 @@ is carried over with the credit and a statement of the changes, and another lice
 Values from manifests and configurations are escaped, so that a source's name cannot break a table."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stablelm.config import InputError, ModelConfig
 from stablelm.config.card import CardConfig
+from stablelm.interchange.card_results import CardResult, sections
 from stablelm.interchange.provenance import (
     LICENCE_LINKS,
     Ancestor,
@@ -32,9 +33,17 @@ _LIMITS = (
 _HUB = re.compile(r"(?:https?://huggingface\.co/datasets/|hf://datasets/)([\w.-]+/[\w.-]+)")
 
 
-def model_card(config: ModelConfig, known: Provenance, name: str, dtype: str, changes: str = "") -> str:
+def model_card(
+    config: ModelConfig,
+    known: Provenance,
+    name: str,
+    dtype: str,
+    changes: str = "",
+    results: Sequence[CardResult] = (),
+) -> str:
     """The card's text; `dtype` as in "bfloat16", `changes` what was done to an ancestor's weights if not
-    trained. `InputError` for a licence that an ancestor's does not allow."""
+    trained, `results` what was measured beside training. `InputError` for a licence that an ancestor's does
+    not allow."""
     from huggingface_hub import ModelCard
 
     card = known.card
@@ -42,7 +51,7 @@ def model_card(config: ModelConfig, known: Provenance, name: str, dtype: str, ch
     ancestors = with_changes(known, changes)
     licence = settled_licence(card, ancestors)
     matter = _front_matter(known, ancestors, title, licence).to_yaml()
-    body = "\n\n".join(filter(None, _sections(config, known, ancestors, title, licence, dtype)))
+    body = "\n\n".join(filter(None, _sections(config, known, ancestors, title, licence, dtype, results)))
     text = f"---\n{matter}\n---\n\n{body}\n"
     ModelCard(text)  # parses what the Hub will parse; refuses a broken front matter
     return text
@@ -124,6 +133,7 @@ def _sections(
     title: str,
     licence: str,
     dtype: str,
+    results: Sequence[CardResult],
 ) -> Iterable[str]:
     card = known.card
     yield f"# {_text(title)}"
@@ -145,6 +155,10 @@ def _sections(
     yield from _architecture(config)
     yield from _training(config, known)
     yield from _evaluation(known)
+    for heading, head, rows, below in sections(results):
+        yield f"## {_text(heading)}"
+        yield _table(head, rows)
+        yield "\n".join(f"* {_text(line)}" for line in below)
     yield "## Use and limitations"
     yield f"### Intended use\n\n{card.intended_use or _INTENDED}"
     yield f"### Limitations and bias\n\n{card.limitations or _LIMITS}"
@@ -270,10 +284,14 @@ def _evaluation(known: Provenance) -> Iterable[str]:
     if newest:
         yield "## Evaluation"
         rows = [
-            [name, f"{r['loss']:.4f}", f"{r['perplexity']:.3f}", f"{r['bits_per_byte']:.4f}"]
+            [
+                name, f"{r['loss']:.4f}", f"{r['perplexity']:.3f}", f"{r['bits_per_byte']:.4f}",
+                f"{r['ece']:.4f}" if "ece" in r else "not measured",
+            ]
             for name, r in newest.items()
-        ]
-        yield _table(["Held-out documents of", "Loss", "Perplexity", "Bits per byte"], rows)
+        ]  # fmt: skip
+        head = ["Held-out documents of", "Loss", "Perplexity", "Bits per byte", "Calibration error"]
+        yield _table(head, rows)
 
 
 def _citation(card: CardConfig, title: str) -> str:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from stablelm.config import InputError, ModelConfig
-from stablelm.evaluation.score_cache import ScoreCache, weights_hash
+from stablelm.evaluation.score_cache import ScoreCache
 from stablelm.evaluation.scoring import Score
+from stablelm.interchange.fingerprints import weights_hash
 from stablelm.model import StableLM
 
 PAIR, OTHER = ((1, 2), (3,)), ((1,), (2, 3))
