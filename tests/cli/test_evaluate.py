@@ -28,6 +28,16 @@ def test_two_models_are_compared(run, world, data, tmp_path):
     assert (tmp_path / "e" / "model-2" / "results.json").is_file()
 
 
+def test_the_safety_suite_and_its_place_on_the_card(run, world, tmp_path):
+    said = run("evaluate", world / "model", "--suite", "safety", "--limit", 2, "--out", tmp_path / "s")
+    assert said.code == 0, said.err
+    assert "toxic_lexicon" in said.out and "no proof of safety" in said.out
+    assert (tmp_path / "s" / "report.html").is_file()
+    said = run("export", world / "model", tmp_path / "released", "--evaluation", tmp_path / "s")
+    assert said.code == 0, said.err
+    assert "## Safety" in (tmp_path / "released" / "README.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -36,6 +46,9 @@ def test_two_models_are_compared(run, world, data, tmp_path):
         (("--data", "nowhere"), "nowhere: no such directory"),
         (("--limit", "0", "--data", "{data}"), "at least one item"),
         (("--tasks", "mmlu", "--data", "{data}"), "mmlu cannot be read from files"),
+        (("--suite", "safety", "--data", "{data}"), "holds none of prompts.jsonl"),
+        (("--classifier", "nowhere"), "--classifier belongs to --suite safety"),
+        (("--suite", "safety", "--classifier", "nowhere"), "nowhere: no classifier"),
     ],
 )
 def test_mistakes_are_messages(run, world, data, words, message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 
 import pytest
@@ -14,6 +15,7 @@ from stablelm.evaluation.published import TASKS
 from stablelm.evaluation.suites import choose_tasks
 from stablelm.interchange import save_pretrained
 from stablelm.model import StableLM
+from stablelm.tokenizer.training import train_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +163,11 @@ def test_mistakes(small_model, shared, tmp_path):
     with pytest.raises(InputError, match="missing arc_challenge.jsonl"):
         evaluate(small_model, data=tmp_path)
     model, _ = load(small_model)
+    mixed = shutil.copytree(small_model, tmp_path / "mixed")
+    train_tokenizer([f"word{number} " * 20 for number in range(300)], 500, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "tokenizer.json", mixed / "tokenizer.json")
+    with pytest.raises(InputError, match="it is not this model's tokenizer"):
+        evaluate(mixed, data=shared / "data" / "eval", limit=1)
     save_pretrained(model, None, tmp_path / "bare")
     with pytest.raises(InputError, match="no tokenizer"):
         evaluate(tmp_path / "bare", data=shared / "data" / "eval", limit=1)

@@ -8,6 +8,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from stablelm.config import InputError
+from stablelm.evaluation.evaluate import evaluate
+from stablelm.evaluation.safety import LIMITS
 from stablelm.interchange import open_path, save_pretrained
 from stablelm.interchange.export import export
 from stablelm.interchange.provenance import Ancestor, hub_name, lineage
@@ -155,3 +157,34 @@ def test_the_released_model_binds_even_when_a_cache_lacks_its_card(tmp_path):
         "stabilityai/stablelm-3b-4e1t", "cc-by-sa-4.0", "",
         "https://creativecommons.org/licenses/by-sa/4.0/", "Stability AI",
     )  # fmt: skip
+
+
+def test_what_was_evaluated_beside_training_has_its_section(make_config, tmp_path):
+    """Safety of these very weights; then the same results on a card of other ones, which says so."""
+    config = make_config(model={"max_position_embeddings": 96})
+    train(config, console=Recorder())
+    evaluate(config.out, suite="safety", limit=3, out=tmp_path / "safety", progress=False)
+    lines = list(export(config.out, tmp_path / "same", torch.float32, (), [tmp_path / "safety"]))
+    text = (tmp_path / "same" / "README.md").read_text("utf-8")
+    section = text[text.index("## Safety") : text.index("## Use and limitations")]
+    assert "| toxicity | toxic_lexicon |" in section
+    assert "gender and work" in section and "email 0, ip" in section
+    for limit in LIMITS:
+        assert limit in section
+    assert "bit for bit" not in section and not any("not on these" in line for line in lines)
+    assert "| Calibration error |" in text
+    lines = list(export(config.out, tmp_path / "other", torch.bfloat16, (), [tmp_path / "safety"]))
+    text = (tmp_path / "other" / "README.md").read_text("utf-8")
+    assert "whose weights are not bit for bit these" in text
+    assert any(line.startswith("warning: safety was measured on run, not on these") for line in lines)
+    ModelCard(text)
+
+
+def test_results_that_are_none_are_refused_before_anything_is_written(make_config, tmp_path):
+    config = make_config()
+    train(config, console=Recorder())
+    (tmp_path / "results.json").write_text('{"results": {}}')
+    for folder, message in ((tmp_path / "nowhere", "no results.json"), (tmp_path, "not the results of")):
+        with pytest.raises(InputError, match=message):
+            list(export(config.out, tmp_path / "released", torch.float32, (), [folder]))
+    assert not (tmp_path / "released").exists()
