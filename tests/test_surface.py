@@ -21,10 +21,11 @@ SIGNATURES = {
     "load": "path, dtype=None, device='cpu', quantize=None, group=64",
     "generate": f"model, tokenizer, prompt, *, {SAMPLING}, lookup=False",
     "evaluate": "models, *, suite=None, tasks=(), data=None, limit=None, out=None, dtype=None, "
-        "device='auto', progress=True",
+        "device='auto', progress=True, classifier=None",
     "train": "config, *, resume=False, force_data=False, console=None",
     "StableLM": "config, seed=1234",
-    "StableLM.forward": "self, input_ids, attention_mask=None, cache=None, labels=None, document_ids=None",
+    "StableLM.forward": "self, input_ids, attention_mask=None, cache=None, labels=None, document_ids=None, "
+    "positions=None, places=None",
     "ModelConfig": "*, vocab_size=50304, hidden_size=2560, intermediate_size=6912, num_hidden_layers=32, "
         "num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096, "
         "partial_rotary_factor=0.25, rope_theta=10000.0, layer_norm_eps=1e-05, use_qkv_bias=False, "
