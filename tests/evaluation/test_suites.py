@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from stablelm.config import InputError
 from stablelm.evaluation.evaluate import distinct_names, evaluate, evaluate_suite
 from stablelm.evaluation.published import TASKS
 from stablelm.evaluation.suites import choose_tasks
+from stablelm.inference.quantization import Recipe, quantize
 from stablelm.interchange import save_pretrained
 from stablelm.model import StableLM
 from stablelm.tokenizer.training import train_tokenizer
@@ -145,6 +147,30 @@ def test_models_are_compared_item_by_item(small_model, shared, tmp_path):
         assert one.difference == pytest.approx(100 * mean)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "other minus small" in page and "95 % interval" in page
+
+
+def test_a_quick_comparison_with_4_bits_holds_what_all_items_say(small_model, tmp_path):
+    """A network with large weights, so that rounding changes answers; a task of short items."""
+    model, tokenizer = load(small_model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter *= 1 if "norm" in name else 5
+    save_pretrained(model, tokenizer, tmp_path / "whole")
+    recipe = quantize(model, Recipe.of(4, 32))
+    save_pretrained(model, tokenizer, tmp_path / "packed", quantization=recipe.as_dict())
+    words = ["river", "water", "towns", "place", "seven", "house", "plane"]
+    texts = (words[int(number) % 7] for number in np.random.Philox(key=5).random_raw(400))
+    items = [dict(goal=next(texts), sol1=next(texts), sol2=next(texts), label=n % 2) for n in range(120)]
+    (tmp_path / "piqa.jsonl").write_text("\n".join(json.dumps(item) for item in items))
+
+    def compared(limit):
+        models, suite = [tmp_path / "whole", tmp_path / "packed"], choose_tasks(None, ["piqa"])
+        return evaluate_suite(models, suite, tmp_path, limit, compared=True, progress=False)[1][0][2][0]
+
+    quick, whole = compared(40), compared(None)
+    assert (quick.items, whole.items) == (40, 120) and quick.changed > 0
+    assert quick.interval[0] <= whole.difference <= quick.interval[1]
+    assert 0 < whole.stderr < quick.stderr
 
 
 def test_names_are_distinct_and_fit_for_folders():
