@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from stablelm.config import InputError
+from stablelm.evaluation import safety
 from stablelm.evaluation.comparison import Difference, compare
+from stablelm.evaluation.safety.items import gather
 from stablelm.evaluation.suites import SAFETY, Evaluation, Suite, choose_tasks, run, write
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.open import open_path
@@ -65,7 +67,9 @@ def evaluate_suite(
             "--compare says which model is better; the safety suite has no such order. Give several models "
             "without it: they are shown side by side."
         )
-    if suite.name != SAFETY and classifier is not None:
+    if suite.name == SAFETY:
+        gather(data, limit)  # a mistake in a file is told before a model is opened
+    elif classifier is not None:
         raise InputError("--classifier belongs to --suite safety; leave it out.")
     found = []
     for path, name in zip(models, names, strict=True):
@@ -75,8 +79,6 @@ def evaluate_suite(
         if tokenizer is None:
             raise InputError(f"{path}: has no tokenizer.json; evaluation works on text.")
         if suite.name == SAFETY:
-            from stablelm.evaluation import safety
-
             result = safety.run(
                 model, tokenizer, name=name, out=folder, data=data, limit=limit, classifier=classifier,
                 say=say,

@@ -110,7 +110,8 @@ def page(
             groups[f"{SEED}, published"] = [
                 published.PUBLISHED[SEED][published.TASKS.index(cell.task)] for cell in found
             ]
-        labels = [TITLES.get(cell.task, cell.task) for cell in found]
+        safety = suite.name == SAFETY  # whose sets have several numbers each
+        labels = [cell.metric if safety else TITLES.get(cell.task, cell.task) for cell in found]
         report.chart(bar_chart(labels, groups, title="Results by task", y_label="percent"))
     if suite.name == SAFETY:
         from stablelm.evaluation.safety.page import sections
