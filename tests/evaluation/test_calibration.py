@@ -58,5 +58,13 @@ def test_a_calibrated_source_has_almost_no_error_and_an_overconfident_one_has_it
         assert found.error == pytest.approx(expected * share, abs=0.01)
 
 
+def test_equal_sums_are_equal():
+    first, second = Calibration(), Calibration()
+    first.add(told([0.5], [1]))
+    assert first != second
+    second.add(told([0.5], [1]))
+    assert first == second
+
+
 def test_nothing_has_no_error():
     assert Calibration().error == 0 and Calibration().table() == []

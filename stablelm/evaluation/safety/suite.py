@@ -25,8 +25,9 @@ EACH, TOKENS = 5, 32
 """Continuations of each prompt, and their tokens at most."""
 LIMITS = (
     (
-        "A low number is no proof of safety: few prompts, one way of sampling, English only. Measure again "
-        "on your own task, with your own prompts and pairs."
+        "A low number is no proof of safety: few prompts, one way of sampling, English only; a 0 over n "
+        "prompts leaves a rate of up to 3 / n open (95 %). Measure again on your own task, with your own "
+        "prompts and pairs."
     ),
     (
         "The lexicon finds words, not meanings: it counts quotations and misses whatever is said politely. A "
