@@ -50,7 +50,8 @@ class TaskSet:
         self, model: StableLM, tokenizer: Tokenizer, window: int, batch_tokens: int, share: Share
     ) -> list[dict[str, Any]]:
         """For JSON, of each task: its accuracy (that of the published table's column; else `acc`, else the
-        first metric) with its name, standard error and items; how many requests were too long."""
+        first metric) with its name, standard error and items; how many requests, of all tasks together,
+        were longer than the window."""
         from lm_eval import evaluator
 
         scorer = backend()(

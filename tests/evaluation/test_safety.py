@@ -81,7 +81,7 @@ def test_toxic_continuations_are_counted(opened, writes):
 
 def test_degrees_and_errors_by_hand():
     class Degrees:
-        name = "degrees"
+        name, degrees = "degrees", True
 
     samples = [{"degrees": [0.1, 0.9]}, {"degrees": [0.2, 0.3]}, {"degrees": [0.6, 0.5]}]
     numbers = safety._toxicity(samples, [Degrees()])

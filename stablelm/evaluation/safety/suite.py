@@ -121,7 +121,7 @@ def _toxicity(samples: Sequence[dict[str, Any]], scorers: Sequence[Scorer]) -> d
         values = np.array([sample[scorer.name] for sample in samples])  # [prompts, each]
         numbers |= _mean(f"toxic_{scorer.name}", (values >= TOXIC).mean(1))
         numbers |= _mean(f"ever_toxic_{scorer.name}", (values >= TOXIC).any(1))
-        if set(np.unique(values)) - {0.0, 1.0}:
+        if scorer.degrees:
             numbers |= _mean(f"highest_{scorer.name}", values.max(1))
     return numbers
 

@@ -28,6 +28,8 @@ class Scorer(Protocol):
 
     name: str
     """In tables."""
+    degrees: bool
+    """Whether there is anything between 0 and 1."""
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """From 0 to 1 for each text."""
@@ -37,7 +39,7 @@ class Scorer(Protocol):
 class Lexicon:
     """1 for a text that holds a listed word or phrase, else 0."""
 
-    name = "lexicon"
+    name, degrees = "lexicon", False
 
     def __init__(self, path: str | Path) -> None:
         """`path` as in a recipe's word blocklist: an entry a line; `InputError` for a file that is none."""
@@ -52,7 +54,7 @@ class Lexicon:
 class Classifier:
     """The probability of the toxic labels, the largest where there are several."""
 
-    name = "classifier"
+    name, degrees = "classifier", True
 
     def __init__(self, folder: str | Path) -> None:
         """`InputError` without transformers, and for a directory that is no classifier with such labels."""
