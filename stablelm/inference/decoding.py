@@ -77,7 +77,11 @@ class Decoding:
         """What computes; None leaves the choice to the loop."""
         if self.window is not None:
             return WindowRunner(model, self.window)
-        return None if self.prefix is None else PrefixRunner(self.prefix)
+        if self.prefix is None:
+            return None
+        if self.prefix.model is not model:
+            raise InputError("the prefix was made for another model; make one with PrefixCache(model).")
+        return PrefixRunner(self.prefix)
 
     def reserve(self, model: StableLM, length: int) -> None:
         """`InputError` when the rows that a prompt becomes (samples or beams) would not fit."""

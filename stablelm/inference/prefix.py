@@ -95,6 +95,7 @@ class PrefixCache:
         """From a file; `InputError` for another model's, another precision's, and a damaged one."""
         remedy = "Make it again with --save-prefix."
         try:
+            open(path, "rb").close()  # whose error says why
             with safe_open(str(path), framework="pt") as file:
                 notes, names = file.metadata() or {}, set(file.keys())
                 if notes.get("format") != FORMAT:
