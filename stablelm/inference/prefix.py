@@ -57,6 +57,8 @@ class PrefixCache:
     def __init__(self, model: StableLM, make: Callable[[StableLM], Resumable] = ModelRunner) -> None:
         self.model, self.make = model, make
         self.ids: list[int] = []
+        self.follows = True
+        """Whether it moves on with each single prompt; False leaves it as it is."""
         self._state: Callable[[int], Mapping[str, Tensor]] = lambda length: {}
 
     def read(self, ids: Sequence[int]) -> None:
@@ -64,6 +66,7 @@ class PrefixCache:
         runner = PrefixRunner(self)
         with torch.inference_mode():
             runner.prefill(torch.tensor([list(ids)], device=self.model.device), None, len(ids))
+        self.hold(list(ids), runner.inner.state)
 
     def shared(self, rows: Iterable[Sequence[int]]) -> int:
         """How many tokens all `rows` begin with as this text does; the last of a row does not count."""
@@ -176,7 +179,7 @@ class PrefixRunner:
             rest = [row[:gap] + row[gap + shared :] for row, gap in zip(rows, gaps, strict=True)]
             more = None if mask is None else mask[:, : ids.shape[1] - shared]
             logits = inner.extend(torch.tensor(rest, dtype=ids.dtype, device=ids.device), more)
-        self._follows = len(rows) == 1
+        self._follows = cache.follows and len(rows) == 1
         if self._follows:
             cache.hold(rows[0], inner.state)
         return logits

@@ -1,4 +1,4 @@
-"""A prefix that is kept, saved and loaded: the same text, less to read; another's and a broken one refused."""
+"""A prefix that is kept, saved and loaded: the same text with less to read; wrong ones refused."""
 
 import json
 import struct
