@@ -162,13 +162,13 @@ def generate_ids(
     if way.best_of > 1:
         raise InputError("best_of returns one text of several; call generate.")
     parts: list[Tensor] = []
-    for number, group in enumerate([[row] for row in rows] if way.alone else [rows]):
+    for number, group in enumerate([[row] for row in rows] if way.alone and rows else [rows]):
         own = sampling.shifted(number)
         steps = _new_ids(model, group, max_new_tokens, own, real_ids or model.config.vocab_size, ends, way)
         parts.append(_columns(steps, len(group), ends, pad))
     longest = max(part.shape[1] for part in parts)
     new = [functional.pad(part, (0, longest - part.shape[1]), value=pad) for part in parts]
-    return torch.cat([ids, torch.cat(new).to(ids)], dim=1)
+    return torch.cat([ids, torch.cat(new).to(ids.device)], dim=1)
 
 
 def _columns(steps: Iterator[Tensor], rows: int, ends: Sequence[int], pad: int) -> Tensor:
@@ -181,7 +181,7 @@ def _columns(steps: Iterator[Tensor], rows: int, ends: Sequence[int], pad: int) 
         ended |= torch.isin(column, torch.tensor(list(ends), dtype=column.dtype))
         if bool(ended.all()):
             break
-    return torch.stack(new, dim=1)
+    return torch.stack(new, dim=1) if new else torch.zeros(rows, 0, dtype=torch.int64)
 
 
 def _one(sampling: Sampling | None, named: Sampling) -> Sampling:
@@ -218,16 +218,9 @@ def _pieces(
         return matchers[0].found_in(tokenizer.decode(list(new), skip_special_tokens=True))
 
     steps = _new_ids(
-        model,
-        rows,
-        max_new_tokens,
-        sampling,
-        tokenizer.size,
-        sorted(ends),
-        way,
-        nats,
+        model, rows, max_new_tokens, sampling, tokenizer.size, sorted(ends), way, nats,
         stopped if stop else never,
-    )
+    )  # fmt: skip
 
     def pieces() -> Iterator[tuple[int, str]]:
         writing = list(range(len(rows)))
