@@ -149,6 +149,8 @@ def generate(
     )  # fmt: skip
     way.check(sampling)
     network, tokenizer = load(model, device=resolve_device(device))
+    if way.window is not None:
+        way.window.fits(network.config)
     if truncate == "left":
         prompts = _truncated(network, tokenizer, prompts, max_new_tokens)
     if out is not None:

@@ -155,6 +155,7 @@ def test_what_does_not_go_together(world, run, tmp_path):
         (("x", "--window", 125), "context is 128. Ask for a window of at most 124"),
         (("x", "--beams", 2, "--stats"), "--stats measures plain writing"),
         (("x", "--lookup", "--best-of", 2), "does not go with best_of"),
+        ((*many, "--window", 125), "context is 128. Ask for a window of at most 124"),
         ((*many, "--save-prefix", tmp_path / "p"), "go with one prompt"),
     ):
         said = run(*line, *more)
