@@ -5,7 +5,6 @@ id, no code of a checkpoint ever run.
 state dict is the same."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stablelm.config import InputError
-from stablelm.inference import Sampling, generate_ids
+from stablelm.inference import Decoding, Sampling, generate_ids
 from stablelm.inference.quantization import Recipe, is_packed
 from stablelm.inference.quantization import quantize as round_model
 from stablelm.interchange import open_path, save_pretrained
@@ -49,11 +48,16 @@ class PretrainedStableLM(StableLM):
         seed: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
     ) -> Tensor:
         """input_ids int64 [B, S] → int64 [B, S + N], the prompt included, as in `transformers`.
 
         Greedy unless `do_sample`; None switches a setting off; `top_k` is 50 by default because it is there.
-        Row i draws with seed + i. Rows that ended are filled with `pad_token_id`."""
+        Row i draws with seed + i. Rows that ended are filled with `pad_token_id`. `num_beams` above 1 is a
+        beam search, with `early_stopping=False`; it does not go with `do_sample`."""
+        if num_beams > 1 and do_sample:
+            raise InputError("num_beams above 1 searches and do_sample draws; leave one of them away.")
         sampling = Sampling(
             temperature=1.0 if temperature is None else temperature,
             top_k=0 if top_k is None else top_k,
@@ -68,10 +72,11 @@ class PretrainedStableLM(StableLM):
             input_ids,
             attention_mask,
             max_new_tokens=max_new_tokens,
-            sampling=sampling if do_sample else replace(sampling, temperature=0.0),
+            sampling=sampling if do_sample else Sampling(0.0, repetition_penalty=sampling.repetition_penalty),
             eos_ids=[eos_token_id] if isinstance(eos_token_id, int) else eos_token_id,
             pad_id=words.pad_id if pad_token_id is None and words is not None else pad_token_id,
             real_ids=None if words is None else words.size,
+            way=Decoding(beams=num_beams, length_penalty=length_penalty if num_beams > 1 else 1.0),
         )
 
     def cuda(self, device: int | torch.device | None = None) -> "PretrainedStableLM":

@@ -10,7 +10,7 @@ import stablelm
 from stablelm import AutoModelForCausalLM, AutoTokenizer, InputError, load
 from stablelm.auto import PretrainedStableLM
 from stablelm.config import preset
-from stablelm.inference import generate
+from stablelm.inference import Decoding, generate, generate_ids
 from stablelm.interchange import save_pretrained
 from stablelm.model import StableLM
 from stablelm.tokenizer import Tokenizer, train_tokenizer
@@ -105,7 +105,18 @@ def test_settings_as_transformers_users_give_them(model: PretrainedStableLM) -> 
     with pytest.raises(InputError, match="top_p"):
         model.generate(ids, top_p=2.0)
     with pytest.raises(TypeError):
-        model.generate(ids, num_beams=4)
+        model.generate(ids, num_beam_groups=2)
+
+
+def test_num_beams_is_the_beam_search(model: PretrainedStableLM) -> None:
+    ids = torch.tensor([[40, 41]])
+    found = model.generate(ids, max_new_tokens=8, num_beams=4, length_penalty=0.5)
+    way = Decoding(beams=4, length_penalty=0.5)
+    words = model.tokenizer
+    assert torch.equal(found, generate_ids(model, ids, max_new_tokens=8, way=way, real_ids=words.size))
+    assert not torch.equal(found, model.generate(ids, max_new_tokens=8))
+    with pytest.raises(InputError, match="num_beams above 1 searches and do_sample draws"):
+        model.generate(ids, num_beams=4, do_sample=True)
 
 
 def test_ids_beyond_the_tokenizer_are_never_chosen_and_ended_rows_get_its_padding(saved: Path) -> None:

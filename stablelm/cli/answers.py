@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,13 @@ from stablelm.storage import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from stablelm.inference import Sampling
+    from stablelm.inference import PrefixCache, Sampling
     from stablelm.model import StableLM
     from stablelm.tokenizer import Tokenizer
+
+
+LEAST_SHARED = 8
+"""Tokens for which it is worth to keep a beginning."""
 
 
 def stamp(model: Path) -> str:
@@ -60,14 +64,17 @@ def answer_file(
     batch: int,
     facts: dict[str, Any],
     say: Callable[[str], object],
+    how: dict[str, Any] | None = None,
 ) -> None:
-    """Writes `out`: {"id", "prompt", "text"} for each prompt; `facts` say what model this is.
+    """Writes `out`: {"id", "prompt", "text"} for each prompt; `facts` say what model this is, `how` is given
+    to `generate`.
 
-    A prompt that does not fit is refused before the first is answered."""
+    A prompt that does not fit is refused before the first is answered. A beginning that all prompts have is
+    read once."""
     from stablelm.inference import generate
 
-    context = model.config.max_position_embeddings
-    for one in prompts:
+    context, how = model.config.max_position_embeddings, how or {}
+    for one in prompts if how.get("window") is None else ():
         if (length := len(tokenizer.encode(one.text))) + max_new_tokens > context:
             raise InputError(
                 f"the prompt of line {one.line:,} has {length:,} tokens; with --max-new-tokens "
@@ -77,19 +84,21 @@ def answer_file(
     asked = [[one.id, one.given, one.text] for one in prompts]
     settings = {
         **facts, "prompts": fingerprint(asked), "max_new_tokens": max_new_tokens, "stop": list(stop),
-        "batch": batch, "version": stablelm.__version__, **json.loads(json.dumps(asdict(sampling))),
+        "batch": batch, "version": stablelm.__version__, **json.loads(json.dumps(asdict(sampling))), **how,
     }  # fmt: skip
     work = out.with_name(f"{out.name}.partial")
     refuse_existing(out)
     with directory_lock(work):
         done = work / "done.jsonl"
         kept = _resume(work, settings, prompts, batch)
+        if how.get("window") is None:
+            how = {**how, "prefix": _beginning(model, tokenizer, prompts)}
         began, first = time.perf_counter(), kept
         for start in range(kept, len(prompts), batch):
             some = prompts[start : start + batch]
             texts = generate(
                 model, tokenizer, [one.text for one in some], max_new_tokens=max_new_tokens, stop=stop,
-                sampling=replace(sampling, seed=(sampling.seed or 0) + start),
+                sampling=sampling.shifted(start), **how,
             )  # fmt: skip
             lines = [
                 json.dumps({"id": one.id, "prompt": one.given, "text": text}, ensure_ascii=False) + "\n"
@@ -106,6 +115,19 @@ def answer_file(
             shutil.copyfileobj(source, file)
     shutil.rmtree(work)
     say(f"{out}: {len(prompts):,} answers" + (f", {kept:,} of them from before" if kept else ""))
+
+
+def _beginning(model: "StableLM", tokenizer: "Tokenizer", prompts: Sequence[Prompt]) -> "PrefixCache | None":
+    """What all prompts begin with, read; it stays as it is, so that a resumed file is the same file."""
+    from stablelm.inference.prefix import PrefixCache, common_beginning
+
+    shared = common_beginning([tokenizer.encode(one.text) for one in prompts])
+    if len(prompts) == 1 or len(shared) < LEAST_SHARED:
+        return None
+    prefix = PrefixCache(model)
+    prefix.read(shared)
+    prefix.follows = False
+    return prefix
 
 
 def _resume(work: Path, settings: dict[str, Any], prompts: Sequence[Prompt], batch: int) -> int:

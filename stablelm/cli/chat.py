@@ -2,8 +2,8 @@
 
 Lines come from the terminal or a pipe, one message each. The tokenizer's chat template makes the text; a
 model without one continues what was written so far, and that is said. Ctrl-C ends an answer, which stays in
-the conversation as far as it came. Each answer reads the whole conversation again: no state is kept that
-could differ from the text."""
+the conversation as far as it came. What was read for an answer is kept, and compared id by id with the next
+text: only what is new is read."""
 
 import contextlib
 import os
@@ -80,7 +80,7 @@ def chat(
 
     from stablelm.auto import load
     from stablelm.config import InputError
-    from stablelm.inference import Sampling, StopMatcher, stream
+    from stablelm.inference import PrefixCache, Sampling, StopMatcher, stream
     from stablelm.planning import resolve_device
 
     first = secrets.randbelow(2**31) if seed is None else seed
@@ -88,6 +88,7 @@ def chat(
     StopMatcher(stop or ())  # refused before the weights are read
     network, tokenizer = load(model, device=resolve_device(device))
     context = network.config.max_position_embeddings
+    read_before = PrefixCache(network)
     talk = Conversation(tokenizer, network.config.bos_token_id, system)
     if tokenizer.chat_template is None:
         if system is not None:
@@ -129,6 +130,7 @@ def chat(
         pieces = stream(
             network, tokenizer, prompt, max_new_tokens=min(max_new_tokens, room),
             sampling=replace(sampling, seed=first + answers), stop=stop or (), on_token=drawn.append,
+            prefix=read_before,
         )  # fmt: skip
         talk.say("assistant", _show(pieces))
         answers += 1

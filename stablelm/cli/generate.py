@@ -1,9 +1,10 @@
 """`stablelm generate`: only the text goes to standard output."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,8 +12,13 @@ from stablelm.cli.answers import answer_file, begun_seed, stamp
 from stablelm.cli.prompts import Prompt, logit_bias, read_prompts, read_text, truncate_left
 
 if TYPE_CHECKING:
+    from stablelm.inference import PrefixCache
     from stablelm.model import StableLM
     from stablelm.tokenizer import Tokenizer
+
+
+TEMPERATURE, TOP_P = 0.75, 0.95
+SEARCHES = ("beams", "length_penalty", "best_of")
 
 
 def generate(
@@ -29,8 +35,8 @@ def generate(
         Literal["never", "left"], typer.Option(help="left: a long prompt loses its beginning.")
     ] = "never",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.75,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")] = 0.95,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = TEMPERATURE,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that sum to this.")] = TOP_P,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 means all.")] = 0,
     min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 avoids what is there already.")] = 1.0,
@@ -48,6 +54,28 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    beams: Annotated[
+        int, typer.Option(help="Above 1: search for a likely text with so many beams; nothing is drawn.")
+    ] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="With --beams: above 0 favours longer texts, below 0 shorter ones.")
+    ] = 1.0,
+    best_of: Annotated[
+        int, typer.Option(help="Draw so many (SEED, SEED + 1, …), write the likeliest a token.")
+    ] = 1,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Go on beyond the context: see the latest WINDOW tokens and the --sinks."),
+    ] = None,
+    sinks: Annotated[
+        int | None, typer.Option(help="With --window: first tokens that stay in sight.", show_default="4")
+    ] = None,
+    prefix: Annotated[
+        Path | None, typer.Option(help="From --save-prefix: what PROMPT begins with is not read again.")
+    ] = None,
+    save_prefix: Annotated[
+        Path | None, typer.Option(help="Keep in this new file what reading PROMPT computed.")
+    ] = None,
     lookup: Annotated[
         bool, typer.Option("--lookup", help="Read ahead what the text said before: the same, sooner.")
     ] = False,
@@ -60,12 +88,19 @@ def generate(
     "prompt", "text"}; line n draws with SEED + n; the same command goes on after an interruption.
 
     Example: stablelm generate runs/demo/model "The quick brown" --temperature 0 --stop "."
+
+    A long text that comes again: --save-prefix rules.prefix once, then --prefix rules.prefix with each
+    prompt that begins with it. Another model needs a file of its own.
+
+    Longer than the context: --window 2000 --max-new-tokens 20000. What leaves the window is forgotten.
     """
     import secrets
 
     from stablelm.auto import load
     from stablelm.config import InputError
-    from stablelm.inference import Sampling, stream
+    from stablelm.inference import Decoding, PrefixCache, Sampling, Window, stream
+    from stablelm.inference import generate as write
+    from stablelm.inference.window import SINKS
     from stablelm.planning import resolve_device
     from stablelm.planning.speed import speed_of
     from stablelm.storage import refuse_existing
@@ -75,8 +110,26 @@ def generate(
     many = file is not None and file.suffix == ".jsonl"
     if many != (out is not None):
         raise InputError("--file with prompts in .jsonl and --out for their answers go together.")
-    if many and (echo or stats or lookup):
-        raise InputError("--echo, --stats and --lookup go with one prompt, not with a .jsonl.")
+    if many and (echo or stats or lookup or prefix or save_prefix):
+        raise InputError(
+            "--echo, --stats, --lookup, --prefix and --save-prefix go with one prompt, not with a .jsonl "
+            "(whose prompts share what all of them begin with)."
+        )
+    if window is None and sinks is not None:
+        raise InputError("--sinks stay in sight of a --window; give that, too.")
+    if window is not None and truncate == "left":
+        raise InputError("a --window reads a prompt of any length; leave --truncate left away.")
+    if stats and (beams > 1 or best_of > 1 or window is not None):
+        raise InputError("--stats measures plain writing, without --beams, --best-of and --window.")
+    how: dict[str, Any] = {"beams": beams, "length_penalty": length_penalty, "best_of": best_of,
+                           "window": window, "sinks": SINKS if sinks is None else sinks}  # fmt: skip
+    way = Decoding(
+        lookup, beams, length_penalty, best_of, None if window is None else Window(window, how["sinks"])
+    )
+    if save_prefix is not None:
+        refuse_existing(save_prefix)
+    if prefix is not None and not prefix.is_file():
+        raise InputError(f"{prefix}: no such file. Make it with --save-prefix.")
     if many and file:
         prompts = read_prompts(file)
     else:
@@ -85,20 +138,38 @@ def generate(
     if out is not None:
         refuse_existing(out)
         seed = begun_seed(out) if seed is None else seed
-    seed = secrets.randbelow(2**31) if seed is None else seed
+    if beams == 1:
+        seed = secrets.randbelow(2**31) if seed is None else seed
+    else:  # the defaults are for drawing
+        temperature = 1.0 if temperature == TEMPERATURE else temperature
+        top_p = 1.0 if top_p == TOP_P else top_p
     sampling = Sampling(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, typical_p, presence_penalty,
         frequency_penalty, logit_bias(bias or ()), ban_id or (), allow_id or None, min_new_tokens,
     )  # fmt: skip
+    way.check(sampling)
     network, tokenizer = load(model, device=resolve_device(device))
+    if way.window is not None:
+        way.window.fits(network.config)
     if truncate == "left":
         prompts = _truncated(network, tokenizer, prompts, max_new_tokens)
     if out is not None:
         say = (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
         answer_file(out, network, tokenizer, prompts, sampling, max_new_tokens, stop or (), batch,
-                    {"model": stamp(model)}, say)  # fmt: skip
+                    {"model": stamp(model)}, say, how)  # fmt: skip
         return
     text = prompts[0].text
+    read, skipped = tokenizer.encode(text) or [tokenizer.eos_id], 0
+    kept = None
+    if prefix is not None:
+        kept = PrefixCache.load(prefix, network)
+        skipped = _skipped(prefix, kept, tokenizer, read, quiet)
+    elif save_prefix is not None:
+        kept = PrefixCache(network)
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop or (), "prefix": kept,
+        "window": window, "sinks": how["sinks"],
+    }  # fmt: skip
     drawn: list[int] = []
     times: list[float] = []
 
@@ -106,10 +177,20 @@ def generate(
         drawn.append(token)
         times.append(time.perf_counter())
 
-    pieces = stream(
-        network, tokenizer, text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (),
-        lookup=lookup, on_token=on_token,
-    )  # fmt: skip
+    def search() -> Iterator[str]:
+        yield write(network, tokenizer, text, **settings, **{key: how[key] for key in SEARCHES})
+
+    searches = beams > 1 or best_of > 1
+    # Made before anything is written or saved: what is wrong is refused here.
+    pieces = stream(network, tokenizer, text, **settings, lookup=lookup, on_token=on_token)
+    if searches:
+        pieces = search()
+    if save_prefix is not None and kept is not None:
+        kept.read(read)
+        kept.save(save_prefix)
+        if not quiet:
+            typer.echo(f"{save_prefix}: {len(read):,} tokens", err=True)
+        skipped = len(read) - 1
     began = time.perf_counter()
     if echo:
         typer.echo(text, nl=False)
@@ -117,18 +198,36 @@ def generate(
         for piece in pieces:
             typer.echo(piece, nl=False)
     finally:
-        typer.echo(nl=echo or bool(drawn))
-    if not quiet:
-        seconds = time.perf_counter() - began
+        typer.echo(nl=echo or searches or bool(drawn))
+    seconds = time.perf_counter() - began
+    if searches and not quiet:
+        last = (seed or 0) + best_of - 1
+        kind = f"{beams} beams" if beams > 1 else f"the likeliest of {best_of}, seeds {seed} to {last}"
+        typer.echo(f"{seconds:.2f} s, {kind}", err=True)
+    elif not quiet:
         ended = drawn[-1] in (tokenizer.eos_id, network.config.eos_token_id)
         why = "end of text" if ended else "stop text" if len(drawn) < max_new_tokens else "the limit"
-        how = "greedy" if temperature == 0 else f"seed {seed}"
+        kind = "greedy" if temperature == 0 else f"seed {seed}"
         speed = f"{seconds:.2f} s ({len(drawn) / seconds:.1f} tokens/s)"
-        typer.echo(f"{len(drawn):,} tokens in {speed}, ended by {why}, {how}", err=True)
+        typer.echo(f"{len(drawn):,} tokens in {speed}, ended by {why}, {kind}", err=True)
     if stats:
-        read = len(tokenizer.encode(text)) or 1
-        speed_lines = speed_of(network, read, began, times).lines(network.device, not lookup)
+        speed_lines = speed_of(network, len(read) - skipped, began, times).lines(network.device, not lookup)
         typer.echo("\n".join(speed_lines), err=True)
+
+
+def _skipped(file: Path, kept: "PrefixCache", tokenizer: "Tokenizer", ids: list[int], quiet: bool) -> int:
+    """How many tokens of the prompt need not be read, which is told; none is a mistake."""
+    from stablelm.config import InputError
+
+    shared = kept.shared([ids])
+    if not shared:
+        raise InputError(
+            f"{file}: the prompt does not begin as its text does ({tokenizer.decode(kept.ids[:12])!r}…). "
+            "Begin with that text, or leave --prefix away."
+        )
+    if not quiet:
+        typer.echo(f"{file}: {shared:,} of the prompt's {len(ids):,} tokens were read before", err=True)
+    return shared
 
 
 def _truncated(network: "StableLM", tokenizer: "Tokenizer", prompts: list[Prompt], new: int) -> list[Prompt]:

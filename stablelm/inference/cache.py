@@ -4,7 +4,7 @@ Appending is a copy of the new tokens alone: n tokens cost n copies, not n²/2 a
 concatenated. Memory is config.kv_bytes_per_token() × capacity × batch, taken at the start, so a text that
 fits at its first token fits at its last."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +50,18 @@ class KVCache:
         for layer in self.layers:
             layer.select(rows)
 
+    def tensors(self, length: int) -> dict[str, Tensor]:
+        """Keys and values of the first `length` tokens of row 0, as views [2, K, length, D], by name."""
+        return {f"layers.{n}": layer.held(length) for n, layer in enumerate(self.layers)}
+
+    def fill(self, tensors: Mapping[str, Tensor], length: int) -> None:
+        """Holds copies of the `tensors` of another cache like this, in every row, and nothing else."""
+        for name, view in self.tensors(length).items():
+            assert tensors[name].shape == view.shape
+        for number, layer in enumerate(self.layers):
+            layer.put(tensors[f"layers.{number}"])
+        self.length = length
+
 
 class _Layer:
     def __init__(self, owner: KVCache, buffer: Tensor) -> None:
@@ -58,6 +70,14 @@ class _Layer:
     def select(self, rows: Sequence[int]) -> None:
         """Keeps copies of these rows."""
         self._buffer = self._buffer[:, list(rows)]
+
+    def held(self, length: int) -> Tensor:
+        """[2, K, length, D] of row 0."""
+        return self._buffer[:, 0, :, :length]
+
+    def put(self, held: Tensor) -> None:
+        """Copies [2, K, length, D] to the beginning of every row."""
+        self._buffer[:, :, :, : held.shape[2]] = held[:, None]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         """Appends k, v [B, H, S, D]; queries see everything held and, causally, the new tokens."""

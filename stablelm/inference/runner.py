@@ -7,7 +7,7 @@ computed for the last position alone. A long prompt is read in chunks: the same 
 and refused before any work when the machine does not have it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -54,27 +54,26 @@ class ModelRunner:
 
     def prefill(self, ids: Tensor, mask: Tensor | None, capacity: int) -> Tensor:
         """See `Runner`."""
-        model = self.model
-        dtype = model.compute_dtype or model.dtype
-        require_memory(model, ids.shape[0], capacity, dtype)
-        self._cache = KVCache(
-            model.config, ids.shape[0], capacity, dtype, model.device, model.attention.function
-        )
-        self._mask = mask
-        for end in range(self.chunk, ids.shape[1], self.chunk):
-            self._hidden(ids[:, end - self.chunk : end], mask)
-        return self._logits(ids[:, (ids.shape[1] - 1) // self.chunk * self.chunk :])
+        self._start(ids.shape[0], capacity)
+        return self.extend(ids, mask)
 
     def step(self, ids: Tensor) -> Tensor:
         """See `Runner`."""
-        if self._mask is not None:
-            self._mask = torch.cat((self._mask, torch.ones_like(ids, dtype=torch.bool)[:, None]), dim=1)
-        return self._logits(ids[:, None])
+        return self.extend(ids[:, None], None)
+
+    def extend(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """More tokens of each row, ids [B, S], as `prefill` reads its first → logits of the last [B, V].
+
+        What `mask` [B, S] calls no token is never looked at and takes no position."""
+        self._note(ids, mask)
+        for start in range(0, ids.shape[1], self.chunk):
+            hidden = self._hidden(ids[:, start : start + self.chunk], self._mask)
+        logits: Tensor = self.model.lm_head(hidden[:, -1])
+        return logits.float()
 
     def read(self, ids: Tensor) -> Tensor:
         """Several more tokens of each row, ids [B, S] → the logits after each [B, S, V], float32."""
-        if self._mask is not None:
-            self._mask = torch.cat((self._mask, torch.ones_like(ids, dtype=torch.bool)), dim=1)
+        self._note(ids, None)
         logits: Tensor = self.model.lm_head(self._hidden(ids, self._mask))
         return logits.float()
 
@@ -90,14 +89,46 @@ class ModelRunner:
         self._cache.reorder(rows)
         self._mask = None if self._mask is None else self._mask[list(rows)]
 
+    def state(self, length: int) -> dict[str, Tensor]:
+        """What was computed of the first `length` tokens of row 0, which has no padding: views, by name."""
+        assert self._cache is not None
+        return self._cache.tensors(length)
+
+    def layout(self, length: int) -> dict[str, Tensor]:
+        """`state` of `length` tokens, on the meta device: names, shapes and precision, no numbers."""
+        return self._empty(1, length, "meta").tensors(length)
+
+    def resume(self, state: Mapping[str, Tensor], length: int, capacity: int) -> None:
+        """Starts one row from the `state` of another runner of this model instead of from a prompt."""
+        self._start(1, capacity)
+        assert self._cache is not None
+        self._cache.fill(state, length)
+
+    def _start(self, batch: int, capacity: int) -> None:
+        require_memory(self.model, batch, capacity, self.model.compute_dtype or self.model.dtype)
+        self._cache, self._mask = self._empty(batch, capacity, self.model.device), None
+
+    def _empty(self, batch: int, capacity: int, device: torch.device | str) -> KVCache:
+        model = self.model
+        dtype = model.compute_dtype or model.dtype
+        return KVCache(model.config, batch, capacity, dtype, device, model.attention.function)
+
+    def _note(self, ids: Tensor, mask: Tensor | None) -> None:
+        """Adds what is about to be read to the mask; there is none while nothing is padded."""
+        if mask is None and self._mask is None:
+            return
+        assert self._cache is not None
+        real = torch.ones(len(ids), self._cache.length + ids.shape[1], dtype=torch.bool, device=ids.device)
+        if self._mask is not None:
+            real[:, : self._cache.length] = self._mask
+        if mask is not None:
+            real[:, self._cache.length :] = mask
+        self._mask = real
+
     def _hidden(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         assert self._cache is not None
         read = None if mask is None else mask[:, : self._cache.length + ids.shape[1]]
         return self.model.hidden_states(ids, read, self._cache)
-
-    def _logits(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.model.lm_head(self._hidden(ids, self._mask)[:, -1])
-        return logits.float()
 
 
 def require_memory(model: StableLM, batch: int, capacity: int, dtype: torch.dtype) -> None:

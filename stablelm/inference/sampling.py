@@ -9,7 +9,7 @@ exponential noise over the vocabulary (50,304 numbers a token for one choice).""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -81,6 +81,10 @@ class Sampling:
                 raise InputError(f"{name} must name ids, whole numbers of at least 0, not {value!r}.")
         if not isinstance(self.logit_bias, Mapping) or not all(map(_finite, self.logit_bias.values())):
             raise InputError(f"logit_bias must map ids to finite numbers, not {self.logit_bias!r}.")
+
+    def shifted(self, rows: int) -> "Sampling":
+        """What row `rows` of a batch draws with, when it is alone."""
+        return self if self.seed is None else replace(self, seed=self.seed + rows)
 
     @property
     def counts_tokens(self) -> bool:
@@ -197,6 +201,15 @@ def adjust(
     return logits
 
 
+def require_finite(logits: Tensor, position: int) -> None:
+    """`InputError` when the logits [B, V] of new token `position` hold NaN or infinity."""
+    if not bool(logits.amax(-1).isfinite().all()):  # NaN wins a maximum
+        raise InputError(
+            f"the logits of new token {position} are not finite: the weights hold NaN or infinity, or "
+            "overflow in this dtype. Load the model in float32 or bfloat16, or check its files."
+        )
+
+
 def choose(
     logits: Tensor,
     seen: Tensor | None,
@@ -210,11 +223,7 @@ def choose(
     """The next id of each row [B], from logits [B, V]; the other tensors are those of `adjust`.
 
     `ends` are forbidden before `min_new_tokens` positions."""
-    if not bool(logits.amax(-1).isfinite().all()):  # NaN wins a maximum
-        raise InputError(
-            f"the logits of new token {position} are not finite: the weights hold NaN or infinity, or "
-            "overflow in this dtype. Load the model in float32 or bfloat16, or check its files."
-        )
+    require_finite(logits, position)
     early = ends if position < sampling.min_new_tokens else ()
     logits = adjust(logits, sampling, seen, counts, bias, early)
     if sampling.temperature == 0:

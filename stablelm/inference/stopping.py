@@ -21,6 +21,10 @@ class StopMatcher:
         self._stops = stops
         self._held = ""
 
+    def found_in(self, text: str) -> bool:
+        """Whether a whole text holds a stop string."""
+        return any(stop in text for stop in self._stops)
+
     def push(self, text: str) -> tuple[str, bool]:
         """(what may be shown now, whether a stop string is complete)."""
         text = self._held + text

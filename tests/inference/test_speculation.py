@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stablelm.config import InputError, preset
-from stablelm.inference import Sampling, generate_ids, speculation
+from stablelm.inference import Decoding, Sampling, generate_ids, speculation
 from stablelm.inference import generation as loop
 from stablelm.inference.runner import ModelRunner
 from stablelm.inference.speculation import LookupRunner
@@ -36,7 +36,7 @@ class Copier(torch.nn.Module):
 
 
 def ids_of(model, prompt, count, sampling, lookup, monkeypatch=None):
-    steps = loop._new_ids(model, [prompt], count, sampling, 64, [0], lookup)
+    steps = loop._new_ids(model, [prompt], count, sampling, 64, [0], Decoding(lookup=lookup))
     return [int(chosen) for chosen in steps]
 
 
@@ -142,5 +142,5 @@ def test_the_last_tokens_fit_the_cache(made):
 
 def test_several_texts_are_refused():
     with pytest.raises(InputError, match="lookup reads ahead for one text, not for 2"):
-        loop._new_ids(network(), [[1], [2]], 3, Sampling(), 64, [0], True)
+        loop._new_ids(network(), [[1], [2]], 3, Sampling(), 64, [0], Decoding(lookup=True))
     assert generate_ids(network(), torch.tensor([[1], [2]]), max_new_tokens=3).shape == (2, 4)

@@ -36,8 +36,22 @@ FAMILY = {
 }
 
 
-def opened(path: Path, context: int = 256) -> "llama_cpp.Llama":
-    return llama_cpp.Llama(str(path), n_ctx=context, n_threads=1, n_threads_batch=1, verbose=False, seed=1)
+def opened(path: Path, context: int = 256, every_token: bool = False) -> "llama_cpp.Llama":
+    """A GGUF file in llama.cpp, without the kernels for repacked weights: where a virtual machine has AMX,
+    version 0.3.36 ends in a segmentation fault with them."""
+    plain = llama_cpp.llama_model_default_params
+
+    def parameters() -> "llama_cpp.llama_model_params":
+        found = plain()
+        found.use_extra_bufts = False
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llama_cpp.llama_cpp.llama_model_default_params", parameters)
+        return llama_cpp.Llama(
+            str(path), n_ctx=context, n_threads=1, n_threads_batch=1, verbose=False, seed=1,
+            logits_all=every_token,
+        )  # fmt: skip
 
 
 def logits(llama, ids: list[int]) -> np.ndarray:
