@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,17 +199,10 @@ class Trainer:
         remedy = remedy_for(path, branching=self.branching)
         state = self.ranks.together(lambda: read_state(path, remedy))[self.ranks.rank]
         if not self.branching:  # else judged before the plan was made
-            self.ranks.together(
-                lambda: same_run(
-                    state,
-                    self.config,
-                    self.loader,
-                    path,
-                    steps=steps,
-                    force_data=force_data,
-                    opening=self.open,
-                )  # fmt: skip
+            same = partial(
+                same_run, state, self.config, self.loader, path, steps=steps, force_data=force_data
             )
+            self.ranks.together(partial(same, opening=self.open))
         load_checkpoint(path, self.model, self.optimizer, self.ranks, remedy)
         self.step, self.evaluations = state["step"], state["evaluations"]
         if self.branching:  # what a run that never saved has left here is not of this one
