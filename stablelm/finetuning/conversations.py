@@ -65,7 +65,8 @@ def messages_of(value: Any, key: str) -> list[Message]:
     """The messages of an OpenAI ({role, content}) or ShareGPT ({from, value}) list; `Fault` for another
     shape, an unknown role, roles out of order, or an answer without text."""
     if not isinstance(value, list) or not value:
-        raise Fault("wrong type", f"{key!r} is {kind_of(value)}; wanted is a list of messages, not empty")
+        what = "an empty list" if value == [] else kind_of(value)
+        raise Fault("wrong type", f"{key!r} is {what}; wanted is a list of messages")
     return check_order([_message(item, f"{key}[{number}]") for number, item in enumerate(value)], key)
 
 

@@ -5,7 +5,7 @@ policy for single records: nobody knows what is missing. One record in memory at
 and a data set's batch of 64 rows."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,16 @@ def _bytes(file: Path, packing: str) -> Iterator[bytes]:
 
 
 def _json(content: bytes, path: str) -> Iterator[tuple[str, Any]]:
-    """A list of records, or, since some call it so, JSON lines."""
+    """A list of records or a single one; or, since some call it so, JSON lines."""
     text = decoded(content, path)
-    if not text.lstrip().startswith("["):
-        lines: Iterable[bytes] = content.splitlines(keepends=True)
-        yield from ((where, value) for _, where, value in parsed_lines(lines, path))
-        return
     try:
-        records = json.loads(text)
+        found = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}). Was the file cut off?") from None
+        if text.lstrip().startswith("["):
+            raise InputError(f"{path}: not valid JSON ({error}). Was the file cut off?") from None
+        yield from ((where, value) for _, where, value in parsed_lines(content.splitlines(True), path))
+        return
+    records = found if isinstance(found, list) else [found]
     yield from ((f"{path}, record {number:,}", record) for number, record in enumerate(records, 1))
 
 
