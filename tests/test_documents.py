@@ -9,6 +9,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/architecture.md",
     "docs/dependencies.md",
+    "docs/finetuning.md",
     "docs/parallelism.md",
     "docs/phases.md",
     "docs/seed.md",
