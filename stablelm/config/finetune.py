@@ -142,6 +142,11 @@ class FinetuneConfig(Schema):
     """Learning-rate schedule."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps; null makes all epochs."""
+    neftune: float = Field(0.0, ge=0)
+    """Noise on the embeddings in training, uniform within ± this / √(tokens · hidden size) of each example
+    (NEFTune; Jain et al., 2023, take 5 to 15); 0 adds none."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread over the vocabulary in the training loss; 0 for none."""
     precision: Literal["bf16", "fp32", "bf16-pure"] = "bf16"
     """As in a training run: arithmetic in bf16 with float32 weights, all float32, or all bf16."""
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
@@ -169,6 +174,8 @@ class FinetuneConfig(Schema):
     def _check(self) -> "FinetuneConfig":
         if as_fraction(self.epochs) <= 0:
             raise ValueError(f"epochs must be above 0, not {self.epochs}")
+        if self.neftune and self.parallel.tensor > 1:
+            raise ValueError("neftune does not go with parallel.tensor above 1; use parallel.shard instead")
         return self
 
     def length(self, model: ModelConfig) -> int:

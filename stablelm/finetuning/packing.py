@@ -86,6 +86,10 @@ class Rows:
         """Share of the rows' places that examples take."""
         return len(self._ids) / max(1, len(self) * (self.length + 1))
 
+    def sizes(self, row: int) -> list[int]:
+        """Tokens of each example of a row."""
+        return [int(self._starts[number + 1] - self._starts[number]) for number in self.examples[row]]
+
     def ids(self, rows: Int64) -> Int64:
         """As of samples, int64 [n, L + 1]; padding is read as an id that is no target."""
         found = np.full((len(rows), self.length + 1), ~self.pad_id, dtype=np.int64)
@@ -102,8 +106,7 @@ class Rows:
         found = np.zeros((len(rows), self.length + 1), dtype=np.int32)
         for filled, row in zip(found, rows.tolist(), strict=True):
             at = 0
-            for place, number in enumerate(self.examples[row]):
-                size = int(self._starts[number + 1] - self._starts[number])
+            for place, size in enumerate(self.sizes(row)):
                 filled[at : at + size] = place
                 at += size
             filled[at:] = len(self.examples[row])

@@ -7,6 +7,7 @@ opens as the tuned model: its newest checkpoint carries the tokenizer with the c
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,18 @@ from stablelm.config.model import from_huggingface
 from stablelm.data.run_data import TrainingData
 from stablelm.data.samples import Samples
 from stablelm.finetuning.data import TuningData
+from stablelm.finetuning.noise import EmbeddingNoise
 from stablelm.finetuning.packing import ExampleSamples, Rows
 from stablelm.interchange import open_path
 from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import read_config
+from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate
 from stablelm.interchange.quantized import is_quantized
 from stablelm.model import StableLM
-from stablelm.storage import write_json
+from stablelm.storage import read_json, write_json
 from stablelm.tokenizer import Tokenizer
 from stablelm.training import Trainer
 from stablelm.training.console import Console
@@ -34,6 +37,11 @@ from stablelm.training.parallel.apply import reshard
 from stablelm.training.passes import summed
 from stablelm.training.trainer import train_by
 
+_FIXED = {
+    "": ("neftune", "label_smoothing"),
+    "data": ("format", "keys", "train_on", "template", "too_long", "on_error", "held_out_share", "packing"),
+}
+"""Settings that decide what is learnt, by section."""
 FEW_STEPS = 10
 """Below this, a run is told that it is hardly one."""
 
@@ -93,10 +101,44 @@ class Tuner(Trainer):
         """`settings` are the user's, `config` the training run that they make."""
         self.data, self.settings = data, settings
         super().__init__(config, console, device=device, dtype=dtype)
+        self.model.lm_head.smoothing = settings.label_smoothing
+        self.noise: EmbeddingNoise | None = None
+        if settings.neftune:
+            self.noise = EmbeddingNoise(settings.neftune, self.order, config.seed, config.model.hidden_size)
+            self.model.model.embed_tokens.register_forward_hook(self.noise.hook)
 
     def open(self, config: RunConfig) -> tuple[TrainingData, Samples]:
         """The examples, in the order of a run of this configuration."""
-        return self.data, ExampleSamples(self.data.rows, config)
+        self.order = ExampleSamples(self.data.rows, config)
+        return self.data, self.order
+
+    def _begin(self, resume: bool, force_data: bool) -> None:
+        if resume and finished_checkpoints(self.run):
+            self.ranks.at_first(self._same_settings)
+        super()._begin(resume, force_data)
+
+    def _same_settings(self) -> None:
+        """Refuses to go on with other settings of the loss or the examples than the run began with."""
+        path = self.run / "finetune.json"
+        began, now = read_json(path), self.settings.model_dump(mode="json")
+        for section, keys in _FIXED.items():
+            saved, given = (values.get(section, {}) if section else values for values in (began, now))
+            for key in keys:
+                if key in saved and saved[key] != given[key]:
+                    name = f"{section}.{key}" if section else key
+                    raise InputError(
+                        f"{path}: the run began with {name} = {saved[key]!r}, this one says {given[key]!r}. "
+                        "Resume with the same, or tune anew in another --out."
+                    )
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step, with noise on the embeddings if asked."""
+        if self.noise is None:
+            return super().train_step()
+        first, count, _ = self.loader.steps.span(self.step, self.plan.samples)
+        begin, end = self.layout.share(count)
+        with self.noise.on(self.loader.numbers(first, count)[begin:end]):
+            return super().train_step()
 
     def _describe(self) -> None:
         super()._describe()
@@ -115,9 +157,10 @@ class Tuner(Trainer):
         if not count:
             return
         layout = self.layout
-        found = rows_loss(
-            self.model, rows, count, self.config.batch.micro_sequences, layout.part, layout.data
-        )
+        batch = self.config.batch.micro_sequences
+        self.model.lm_head.smoothing = 0.0  # what is measured is the plain loss
+        found = rows_loss(self.model, rows, count, batch, layout.part, layout.data)
+        self.model.lm_head.smoothing = self.settings.label_smoothing
         nats, tokens = summed(layout, torch.tensor(found, dtype=torch.float64, device=self.device)).tolist()
         size = sum(self.data.held[number].text_bytes for row in rows.examples[:count] for number in row)
         loss = nats / tokens

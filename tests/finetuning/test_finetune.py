@@ -105,7 +105,8 @@ def test_a_run_that_stops_goes_on_bit_for_bit(make):
     with pytest.raises(InputError, match="already holds a run"):
         finetune(make(out="cut"), console=Recorder())
     for changes, message in (
-        ({"data": {"template": "zephyr", "train_on": "all"}}, "another dataset or mixture"),
+        ({"data": {"train_on": "all"}}, "the run began with data.train_on = 'answers'"),
+        ({"records": [{"text": "The sky is blue."}] * 9}, "another dataset or mixture"),
         ({"optimizer": {"lr": 1e-3}}, "optimizer.lr"),
         ({"epochs": 3}, "epochs"),
         ({"seed": 5}, "seed"),
