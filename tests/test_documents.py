@@ -10,6 +10,7 @@ DOCUMENTS = [
     "docs/architecture.md",
     "docs/dependencies.md",
     "docs/evaluation.md",
+    "docs/finetuning.md",
     "docs/generation.md",
     "docs/parallelism.md",
     "docs/phases.md",

@@ -39,6 +39,7 @@ def application() -> "typer.Typer":
         data,
         demo,
         evaluate,
+        finetune,
         generate,
         models,
         perplexity,
@@ -58,7 +59,8 @@ def application() -> "typer.Typer":
     )  # fmt: skip
 
     verbs = (
-        demo.demo, models.init, plan.plan, train.train, train.report, generate.generate, chat.chat,
+        demo.demo, models.init, plan.plan, train.train, train.report, finetune.finetune,
+        generate.generate, chat.chat,
         perplexity.perplexity, evaluate.evaluate, models.inspect, models.convert, models.export,
         quantize.quantize, benchmark.benchmark,
     )  # fmt: skip

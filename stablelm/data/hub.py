@@ -82,6 +82,24 @@ def read_dataset(span: Span, intake: Intake) -> Iterator[Document]:
     intake.entry.empty = span.whole and number == 0
 
 
+def dataset_rows(entry: str, source: SourceConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and fields of every row of a data set, all columns; `InputError` where it cannot be read."""
+    library = _library(entry)
+    for file in find_dataset(entry, Path(), source):
+        number, batches = 0, _batches(library, Span(file), source)
+        while True:
+            try:
+                with _explained(file.shown, source, (Path(file.location) / _SAVED).is_file()):
+                    rows = batch.to_pylist() if (batch := next(batches, None)) is not None else None
+            except _BrokenDataError as error:
+                what = f"the rows after {number:,} cannot be read ({first_line(error)})"
+                raise InputError(f"{file.shown}: {what}. {AGAIN}") from None
+            if rows is None:
+                break
+            for number, row in enumerate(rows, number + 1):  # noqa: B020 (goes on counting)
+                yield f"{file.shown}, row {number:,}", row
+
+
 def _batches(library: Any, span: Span, source: SourceConfig) -> Iterator[Any]:
     """The rows of a span as Arrow tables."""
     file = span.file

@@ -132,6 +132,10 @@ class Dataset:
             self.held_out(source)
         return [MANIFEST, *manifest["files"]]
 
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """What a checkpoint keeps of the tokenizer."""
+        return {"tokenizer.json": self.tokenizer_path.read_bytes()}
+
     def summary(self) -> dict[str, Any]:
         """What a checkpoint and a model card carry of the dataset."""
         kept = ("licence", "url", "train", "held_out", "read", "kept", "dropped", "errors")

@@ -30,6 +30,10 @@ class TrainingData(Protocol):
         """UTF-8 bytes of the text of `train` or `held_out`."""
         ...
 
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """What a checkpoint keeps of the tokenizer: files by name."""
+        ...
+
     def summary(self) -> dict[str, Any]:
         """What a checkpoint and a model card carry of the data."""
         ...

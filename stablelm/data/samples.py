@@ -103,7 +103,8 @@ class Samples(ABC):
 
     @abstractmethod
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Ids of the samples with these numbers, int64 [n, L + 1]."""
+        """Ids of the samples with these numbers, int64 [n, L + 1]; an entry v < 0 is the id ~v, which is read
+        but not to be predicted."""
 
     @abstractmethod
     def documents(self, numbers: NDArray[np.int64]) -> NDArray[np.int32] | None:

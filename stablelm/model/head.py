@@ -29,6 +29,8 @@ class Head(Linear):
     group: Any = None
     """Process group whose members have V/n rows of the weight each, in the order of their ranks; None: all
     here."""
+    smoothing: float = 0.0
+    """Share ε of the target that is spread evenly over the vocabulary in the loss (Szegedy et al., 2016)."""
     own: Callable[[Tensor], Tensor] | None = None
     """With a group: takes this process's rows [V/n, h] out of the weight."""
 
@@ -45,7 +47,7 @@ class Head(Linear):
             logits = torch.nn.functional.linear(hidden, weight)
             return logits if self.group is None else _joined(logits, self.group)
         loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden.flatten(0, -2), weight, labels.flatten(), self.chunk, self.group
+            hidden.flatten(0, -2), weight, labels.flatten(), self.chunk, self.group, self.smoothing
         )
         return loss
 
@@ -58,11 +60,15 @@ def _joined(logits: Tensor, group: Any) -> Tensor:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum over tokens of −log softmax(h Wᵀ)[label]."""
+    """Sum over tokens of −log softmax(h Wᵀ)[label], or (1 − ε) times that + ε times its mean over the
+    vocabulary."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, group: Any) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, group: Any, smoothing: float
+    ) -> Tensor:
         first = 0 if group is None else dist.get_rank(group) * weight.shape[0]  # of the rows held here
+        spread = smoothing / (weight.shape[0] * (1 if group is None else dist.get_world_size(group)))
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
@@ -84,17 +90,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if group is not None:
                 dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
             z -= largest
-            label_logit = z.gather(1, target).squeeze(1)
+            label_logit = z.gather(1, target).squeeze(1) * here
+            if smoothing:
+                label_logit = (1 - smoothing) * label_logit + spread * z.sum(dim=-1)
             normalizer = z.exp_().sum(dim=-1)  # z is now the softmax's numerator
             if group is not None:
-                both = torch.stack([normalizer, label_logit * here])
+                both = torch.stack([normalizer, label_logit])
                 dist.all_reduce(both, group=group)
                 normalizer, label_logit = both
             total += ((normalizer.log() - label_logit) * counted).sum()
             if not (wants_hidden or wants_weight):
                 continue
             z *= (counted / normalizer).unsqueeze(1)
-            z.scatter_add_(1, target, -here.to(exact).unsqueeze(1))  # softmax − one-hot; 0 where ignored
+            z.scatter_add_(1, target, (smoothing - 1) * here.to(exact).unsqueeze(1))  # softmax − one-hot
+            if smoothing:
+                z -= spread * counted.to(exact).unsqueeze(1)  # all of it 0 where ignored
             if z is not z_rough:
                 z_rough.copy_(z)
             if d_hidden is not None:
@@ -114,6 +124,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
             None if d_weight is None else d_weight * scale,
+            None,
             None,
             None,
             None,

@@ -70,7 +70,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a JSON file atomically: indented, keys in the given order, no NaN."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_bytes(value).decode())
+
+
+def json_bytes(value: Any) -> bytes:
+    """The bytes of such a file."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,7 +1,7 @@
 """JSON lines and plain text as a user hands them in: whatever is wrong is told with its file and line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,16 @@ def json_lines(path: Path) -> Iterator[tuple[int, str, Any]]:
 
     Raises `InputError` for a line that is not UTF-8 or not JSON."""
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number:,}"
-            if not line.strip():
-                continue
-            try:
-                yield number, where, json.loads(decoded(line, where))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{where}: not valid JSON ({error}). Was the file cut off?") from None
+        yield from parsed_lines(file, str(path))
+
+
+def parsed_lines(lines: Iterable[bytes], shown: str) -> Iterator[tuple[int, str, Any]]:
+    """`json_lines` of what is called `shown`, from its lines."""
+    for number, line in enumerate(lines, 1):
+        where = f"{shown}, line {number:,}"
+        if not line.strip():
+            continue
+        try:
+            yield number, where, json.loads(decoded(line, where))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{where}: not valid JSON ({error}). Was the file cut off?") from None

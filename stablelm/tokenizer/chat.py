@@ -9,6 +9,7 @@ of stablelm-zephyr-3b. A template that never ends is not caught."""
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +71,11 @@ def render(
             raise InputError(f"message {number} must be a mapping with role and content, not {message!r}.")
     try:
         from jinja2.exceptions import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise InputError("chat templates need Jinja: pip install jinja2") from None
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, **options)
-
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    sandbox.filters["tojson"] = tojson
-    sandbox.globals["raise_exception"] = refuse
-    sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     given = dict(eos_token=eos_token, bos_token=bos_token, add_generation_prompt=add_generation_prompt)
     try:
-        text: str = sandbox.from_string(template).render(messages=messages, **given, **variables)
+        text: str = _compiled(template).render(messages=messages, **given, **variables)
     except TemplateError as error:
         where = f", line {error.lineno}" if getattr(error, "lineno", None) else ""  # type: ignore[attr-defined]
         raise InputError(
@@ -100,3 +88,23 @@ def render(
             "template beside the tokenizer."
         ) from None
     return text
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """A template, ready to render: compiling it takes as long as a hundred short conversations."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, **options)
+
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    sandbox.filters["tojson"] = tojson
+    sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return sandbox.from_string(template)

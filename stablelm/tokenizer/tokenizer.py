@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stablelm.config import InputError
-from stablelm.storage import atomic_file, read_json, write_json
+from stablelm.storage import atomic_file, json_bytes, read_json
 from stablelm.tokenizer.chat import default_of, read_beside
 from stablelm.tokenizer.engine import Engine, build, is_fast
 
@@ -238,17 +238,25 @@ class Tokenizer:
         decoder = json.loads(self._content).get("decoder") or {}
         return isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
 
+    def with_chat_template(self, template: str) -> "Tokenizer":
+        """The same tokenizer with another chat template."""
+        return Tokenizer(self._content, self.source, {**(self._settings or {}), "chat_template": template})
+
     def save(self, directory: str | Path) -> None:
         """Writes `tokenizer.json` byte-identical, and the two small files that `transformers` reads beside
         it."""
-        directory = Path(directory)
-        with atomic_file(directory / "tokenizer.json") as file:
-            file.write(self._content)
+        for name, content in self.files().items():
+            with atomic_file(Path(directory) / name) as file:
+                file.write(content)
+
+    save_pretrained = save
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by name."""
         names = {"bos_token": self._eos_token, "eos_token": self._eos_token, "unk_token": self._eos_token}
         names = {key: token for key, token in names.items() if token in self._ids}
         if self._pad_token in self._ids:
             names["pad_token"] = self._pad_token
-        write_json(directory / "special_tokens_map.json", names)
         # PreTrainedTokenizerFast reads tokenizer.json as it is; the released GPTNeoXTokenizer, since version
         # 5 of transformers, puts its own normalizer and pre-tokenizer around the vocabulary. Clean-up is off:
         # it turns " ." into ".", also in code.
@@ -261,9 +269,11 @@ class Tokenizer:
         }
         if template := (self._settings or {}).get("chat_template"):
             settings["chat_template"] = template
-        write_json(directory / "tokenizer_config.json", settings)
-
-    save_pretrained = save
+        return {
+            "tokenizer.json": self._content,
+            "special_tokens_map.json": json_bytes(names),
+            "tokenizer_config.json": json_bytes(settings),
+        }
 
 
 def refuse_surrogates(text: str, number: int) -> None:

@@ -22,7 +22,8 @@ class Batch:
     """This process's rows of a step of `count` samples in all."""
 
     samples: Tensor
-    """int64 [rows, L + 1] in host memory, L the context of the step; a negative id is no target."""
+    """int64 [rows, L + 1] in host memory, L the context of the step. An entry v < 0 is the id ~v, read but
+    not predicted."""
     documents: Tensor | None
     """[rows, L], or None where nothing keeps documents apart."""
     count: int

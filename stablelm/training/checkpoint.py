@@ -15,7 +15,6 @@ loads what any other saved, `_StridedShard` and uneven shards included; a proces
 and hashing (about 1 GB/s) is shared out. Only tensors go through the writer, in files of at most 1 GB each
 because it holds the bytes of one in memory; numbers go to `state.json`. No pickle anywhere."""
 
-import json
 import logging
 import os
 import shutil
@@ -54,11 +53,6 @@ from stablelm.training.optimizer import moments, set_step
 
 LATEST = "latest"
 _FILE_BYTES = 1 << 30
-
-
-def as_json(value: Any) -> bytes:
-    """The bytes of a JSON file."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_checkpoint(

@@ -24,7 +24,7 @@ def backward(model: StableLM, batch: Batch, config: RunConfig, layout: Layout) -
     device, micro = model.device, config.batch.micro_sequences
     targets = int(summed(layout, torch.tensor(float((batch.samples[:, 1:] >= 0).sum()), device=device)))
     samples = batch.samples.to(device)
-    inputs, labels = samples[:, :-1].clamp(min=0), samples[:, 1:]
+    inputs, labels = torch.where(samples < 0, ~samples, samples)[:, :-1], samples[:, 1:]
     total = torch.zeros((), dtype=torch.promote_types(model.dtype, torch.float32), device=device)
     passes, rows = math.ceil(math.ceil(batch.count / layout.data) / micro), micro * batch.pieces
     for number in range(passes):

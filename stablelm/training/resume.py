@@ -6,7 +6,7 @@ steps. A run that branches off may choose its cooldown besides."""
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from stablelm.config import InputError, RunConfig
 from stablelm.config.mixture import PhaseConfig
-from stablelm.data.run_data import open_data
+from stablelm.data.run_data import TrainingData, open_data
 from stablelm.data.samples import Samples
 from stablelm.interchange.native import checkpoint_before
 from stablelm.planning import Plan
@@ -79,12 +79,13 @@ def same_run(
     *,
     steps: int | None,
     force_data: bool = False,
+    opening: Callable[[RunConfig], tuple[TrainingData, Samples]] = open_data,
 ) -> None:
     """Refuses to continue with another configuration or another past; names the keys that differ.
 
     `steps` are what the learning rate is planned for; None branches off, with a plan of its own.
     `force_data` takes whatever data the configuration names: the samples go on at the number that the
-    checkpoint has reached, in the new data's order."""
+    checkpoint has reached, in the new data's order. `opening` opens the data of a run."""
     branching = steps is None
     changed = partial(_changed, path, _PARENTAL if branching else _SAME)
     saved, given = state["config"], config.model_dump(mode="json")
@@ -110,7 +111,7 @@ def same_run(
     if began is not None and any(saved["data"].get(key) != given["data"][key] for key in _FUTURE):
         # The data as they were, from the path of today.
         data = began.data.model_copy(update={"path": config.data.path})
-        _, past = open_data(began.model_copy(update={"data": data, "out": config.out}))
+        _, past = opening(began.model_copy(update={"data": data, "out": config.out}))
     if state["data_fingerprint"] != past.fingerprint and not force_data:
         remedy = (
             "Resume with the data it began with; --force-data goes on with these all the same, and what the "

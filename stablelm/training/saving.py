@@ -25,8 +25,9 @@ from stablelm.config.model import to_huggingface
 from stablelm.config.run import CheckpointConfig
 from stablelm.interchange.native import FOLDER, finished_checkpoints
 from stablelm.model import StableLM
+from stablelm.storage import json_bytes
 from stablelm.training.agreement import Ranks
-from stablelm.training.checkpoint import as_json, write_checkpoint
+from stablelm.training.checkpoint import write_checkpoint
 from stablelm.training.optimizer import moments
 
 
@@ -50,12 +51,12 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
         about: dict[str, Any],
-        tokenizer: bytes,
+        tokenizer: Mapping[str, bytes],
     ) -> Path:
         """Begins to save `state["step"]` and returns where it will be; every process calls it.
 
         `state` is all that continuing needs besides tensors; `about` is what a reader or a model card wants
-        to know. `RunError` when the weights are not finite."""
+        to know; `tokenizer` is its files by name. `RunError` when the weights are not finite."""
         self._settle(last=False)
         step = int(state["step"])
         target = self.run / FOLDER / f"step-{step:06d}"
@@ -66,10 +67,10 @@ class Checkpoints:
             )
         tensors = {"model": dict(model.state_dict()), "optimizer": moments(model, optimizer)}
         files = {
-            "config.json": as_json(to_huggingface(model.config, str(model.dtype).removeprefix("torch."))),
-            "tokenizer.json": tokenizer,
-            "state.json": as_json(state),
-            "about.json": as_json(about),
+            "config.json": json_bytes(to_huggingface(model.config, str(model.dtype).removeprefix("torch."))),
+            **tokenizer,
+            "state.json": json_bytes(state),
+            "about.json": json_bytes(about),
         }
         self._error, self._told, self._pending = None, False, True
         if seen[0][1]:  # saved before, by a run that went on from there

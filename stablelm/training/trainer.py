@@ -8,6 +8,8 @@ the run before the weights change."""
 import contextlib
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch
 
 from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
-from stablelm.data.run_data import open_data
+from stablelm.data.run_data import TrainingData, open_data
+from stablelm.data.samples import Samples
 from stablelm.evaluation.shares import Share
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.provenance import Ancestor
@@ -54,6 +57,18 @@ def train(
     Raises `InputError` for a configuration that does not fit its data or a run that is already there,
     `RunError` when the training itself cannot go on. Started by torchrun or srun it is one run over all
     processes, of which the first writes and speaks."""
+    return train_by(Trainer, config, resume=resume, force_data=force_data, console=console)
+
+
+def train_by(
+    make: Callable[..., "Trainer"],
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    force_data: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """`train` with the trainer that `make` gives for (config, console, device=…)."""
     run = Path(config.out)
     saved = finished_checkpoints(run)
     if saved and not resume:
@@ -65,7 +80,7 @@ def train(
     check(config, world_size(), device.type)
     device, started = start(device, config.parallel.timeout)
     try:
-        trainer = Trainer(config, console, device=device)  # refuses before anything is written
+        trainer = make(config, console, device=device)  # refuses before anything is written
         with contextlib.ExitStack() as held:
             trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
             return trainer.train(resume, force_data)
@@ -112,13 +127,17 @@ class Trainer:
         self.suite: list[dict[str, Any]] = []
         """The newest of everything else."""
 
+    def open(self, config: RunConfig) -> tuple[TrainingData, Samples]:
+        """What a run of this configuration reads; a trainer of other data replaces it."""
+        return open_data(config)
+
     def _open_data(self) -> None:
         self.parent = parent_of(self.config)
         self.branching = self.parent is not None and not finished_checkpoints(self.run)
-        self.dataset, self.loader = open_data(self.config)
+        self.dataset, self.loader = self.open(self.config)
         if self.branching and self.parent is not None:
             parent = Path(self.parent["checkpoint"])
-            same_run(self.parent, self.config, self.loader, parent, steps=None)
+            same_run(self.parent, self.config, self.loader, parent, steps=None, opening=self.open)
         size, vocabulary = self.dataset.tokenizer_size, self.config.model.vocab_size
         if vocabulary < size:
             raise InputError(
@@ -187,9 +206,10 @@ class Trainer:
         remedy = remedy_for(path, branching=self.branching)
         state = self.ranks.together(lambda: read_state(path, remedy))[self.ranks.rank]
         if not self.branching:  # else judged before the plan was made
-            self.ranks.together(
-                lambda: same_run(state, self.config, self.loader, path, steps=steps, force_data=force_data)
+            same = partial(
+                same_run, state, self.config, self.loader, path, steps=steps, force_data=force_data
             )
+            self.ranks.together(partial(same, opening=self.open))
         load_checkpoint(path, self.model, self.optimizer, self.ranks, remedy)
         self.step, self.evaluations = state["step"], state["evaluations"]
         if self.branching:  # what a run that never saved has left here is not of this one
@@ -292,5 +312,4 @@ class Trainer:
             "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],
         }
         state = state_of(self.step, self.plan, self.config, self.loader, self.evaluations, self.parent)
-        tokenizer = self.dataset.tokenizer_path.read_bytes()
-        return self.checkpoints.save(self.model, self.optimizer, state, about, tokenizer)
+        return self.checkpoints.save(self.model, self.optimizer, state, about, self.dataset.tokenizer_files())

@@ -42,10 +42,10 @@ _BLOCK = {
 
 @functools.cache
 def tokenizer():
-    """Any tokenizer.json."""
+    """A tokenizer's files, by name."""
     with tempfile.TemporaryDirectory() as folder:
         train_tokenizer(["the cat and the other cat"], 285, Path(folder) / "tokenizer")
-        return (Path(folder) / "tokenizer" / "tokenizer.json").read_bytes()
+        return {"tokenizer.json": (Path(folder) / "tokenizer" / "tokenizer.json").read_bytes()}
 
 
 class Setup:

@@ -21,16 +21,20 @@ def case(dtype, tokens=53, hidden=24, words=61):
     return head, states, labels
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 53, 1000])
+@pytest.mark.parametrize(("chunk", "smoothing"), [(1, 0), (7, 0), (7, 0.1), (53, 0), (1000, 0), (1000, 0.3)])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_loss_and_gradients_equal_the_plain_loss(chunk, dtype, bound):
+def test_loss_and_gradients_equal_the_plain_loss(chunk, smoothing, dtype, bound):
     head, states, labels = case(dtype)
-    head.chunk = chunk
+    head.chunk, head.smoothing = chunk, smoothing
     (head(states, labels) / 7).backward()
     ours = [states.grad.clone(), head.weight.grad.clone()]
     states.grad = head.weight.grad = None
     expected = functional.cross_entropy(
-        head(states).flatten(0, 1), labels.flatten().clamp(min=-1), ignore_index=-1, reduction="sum"
+        head(states).flatten(0, 1),
+        labels.flatten().clamp(min=-1),
+        ignore_index=-1,
+        reduction="sum",
+        label_smoothing=smoothing,
     )
     (expected / 7).backward()
     torch.testing.assert_close(head(states, labels), expected, atol=bound * 100, rtol=bound)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,3 +118,18 @@ def test_a_second_run_in_the_same_directory_is_refused(make_config):
 def test_tensorboard_files_are_written_when_asked(make_config):
     run = train(make_config(logging={"every": 2, "tensorboard": True}), console=Recorder())
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_an_entry_below_0_is_read_but_no_target(make_config):
+    """The loss of a sample with such entries is that of the others, in the context of all."""
+    config = make_config()
+    trainer = Trainer(config, Recorder())
+    plain = trainer.loader.read(np.arange(4))
+    marked = np.where(np.arange(33) % 3 == 1, ~plain, plain)
+    trainer.loader.read = lambda numbers: marked[: len(numbers)]
+    ids = torch.from_numpy(plain)
+    logs = trainer.model(ids[:, :-1]).log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].detach()
+    counted = torch.from_numpy(marked[:, 1:] >= 0)
+    expected = -float(logs[counted].sum() / counted.sum())
+    assert trainer.train_step()["loss"] == pytest.approx(expected, abs=1e-5)
+    assert expected != pytest.approx(-float(logs.mean()), abs=1e-3)

@@ -1,0 +1,53 @@
+"""NEFTune: noise on the embeddings while a model is tuned (Jain et al., 2023).
+
+Each embedded token of an example of L tokens gets uniform noise within ± α / √(L · d). The noise is a pure
+function of the seed and the sample's number: a resumed run has that of the undisturbed one, on any number of
+processes. Drawn on the CPU, a few ns a number."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stablelm.finetuning.packing import ExampleSamples
+from stablelm.storage import keyed_uint64
+
+
+class EmbeddingNoise:
+    """A forward hook of the embedding; does nothing outside `on`."""
+
+    def __init__(self, alpha: float, order: ExampleSamples, seed: int, width: int) -> None:
+        """`width`: d, the hidden size."""
+        self.alpha, self.order, self.seed, self.width = alpha, order, seed, width
+        self._waiting: list[int] = []
+
+    @contextlib.contextmanager
+    def on(self, numbers: NDArray[np.int64]) -> Iterator[None]:
+        """While the passes of a step are made that read the samples with these numbers, in this order."""
+        self._waiting = numbers.tolist()
+        try:
+            yield
+        finally:
+            self._waiting = []
+
+    def hook(self, module: Any, inputs: Any, embedded: Tensor) -> Tensor:
+        """embedded [B, L, d], with the noise of the next B samples."""
+        if not self._waiting:  # evaluation, or a pass of a process that no sample is left for
+            return embedded
+        numbers, self._waiting = self._waiting[: len(embedded)], self._waiting[len(embedded) :]
+        return embedded + torch.stack([self.of(number) for number in numbers]).to(embedded)
+
+    def of(self, number: int) -> Tensor:
+        """The noise of a sample, float32 [L, d]; none on padding."""
+        length = self.order.sequence_length
+        generator = torch.Generator().manual_seed(keyed_uint64(self.seed, "embedding noise", number) >> 1)
+        drawn = 2 * torch.rand(length, self.width, generator=generator) - 1
+        row = int(self.order.mixture.address(np.array([number]))[2][0])
+        sizes = self.order.rows.sizes(row)
+        scales = np.repeat(self.alpha / np.sqrt(np.array(sizes) * self.width), sizes)
+        scales = np.concatenate([scales, np.zeros(max(0, length - len(scales)))])[:length]
+        return drawn * torch.from_numpy(scales.astype(np.float32))[:, None]

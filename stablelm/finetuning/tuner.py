@@ -1,0 +1,194 @@
+"""Supervised fine-tuning: the trainer of pre-training, reading examples.
+
+Steps, checkpoints, parallelism and resume are the trainer's; what is here opens the base model's
+configuration and tokenizer, reads the examples, and measures the loss on those held out. The run's directory
+opens as the tuned model: its newest checkpoint carries the tokenizer with the chat template."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stablelm.config import InputError, ModelConfig, RunConfig
+from stablelm.config.finetune import SOURCE, FinetuneConfig
+from stablelm.config.model import from_huggingface
+from stablelm.data.run_data import TrainingData
+from stablelm.data.samples import Samples
+from stablelm.finetuning.data import TuningData
+from stablelm.finetuning.noise import EmbeddingNoise
+from stablelm.finetuning.packing import ExampleSamples, Rows
+from stablelm.interchange import open_path
+from stablelm.interchange.gguf import is_gguf
+from stablelm.interchange.hub import resolve
+from stablelm.interchange.huggingface import read_config
+from stablelm.interchange.native import finished_checkpoints
+from stablelm.interchange.neox import is_neox
+from stablelm.interchange.open import locate
+from stablelm.interchange.quantized import is_quantized
+from stablelm.model import StableLM
+from stablelm.storage import read_json, write_json
+from stablelm.tokenizer import Tokenizer
+from stablelm.training import Trainer
+from stablelm.training.console import Console
+from stablelm.training.parallel.apply import reshard
+from stablelm.training.passes import summed
+from stablelm.training.trainer import train_by
+
+_FIXED = {
+    "": ("neftune", "label_smoothing"),
+    "data": ("format", "keys", "train_on", "template", "too_long", "on_error", "held_out_share", "packing"),
+}
+"""Settings that decide what is learnt, by section."""
+FEW_STEPS = 10
+"""Below this, a run is told that it is hardly one."""
+
+
+def finetune(config: FinetuneConfig, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Tunes as configured and returns the run's directory, which opens as the tuned model.
+
+    `InputError` for a model, examples or settings that do not go together; `RunError` when the training
+    itself cannot go on."""
+    model, data = prepare(config)
+    return train_by(partial(Tuner, data, config), config.run(model), resume=resume, console=console)
+
+
+def prepare(config: FinetuneConfig) -> tuple[ModelConfig, TuningData]:
+    """Architecture of the base model, and the examples as it will read them; no weight is read."""
+    model, tokenizer = open_base(config.model)
+    config.run(model)  # settings that do not fit are told before the examples are read
+    return model, TuningData(config, model, tokenizer)
+
+
+def open_base(name: str) -> tuple[ModelConfig, Tokenizer]:
+    """Configuration and tokenizer of the model to be tuned; `InputError` where it cannot be."""
+    folder = resolve(name)
+    if is_gguf(folder) or is_neox(folder):  # whose configuration comes with the weights
+        network, found = open_path(folder)
+        config, tokenizer = network.config, found
+    else:
+        place = locate(folder)
+        if is_quantized(place):
+            raise InputError(
+                f"{name}: its weights are packed, and packed weights cannot be trained. Tune the model that "
+                "they were made from, and quantise the result."
+            )
+        config = from_huggingface(read_config(place), str(place / "config.json"))
+        tokenizer = Tokenizer.from_file(place) if (place / "tokenizer.json").is_file() else None
+    if tokenizer is None:
+        raise InputError(
+            f"{name}: has no tokenizer.json, so examples cannot become tokens. Put the one that it was "
+            "trained with there."
+        )
+    return config, tokenizer
+
+
+class Tuner(Trainer):
+    """A run on examples."""
+
+    def __init__(
+        self,
+        data: TuningData,
+        settings: FinetuneConfig,
+        config: RunConfig,
+        console: Console | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`settings` are the user's, `config` the training run that they make."""
+        self.data, self.settings = data, settings
+        super().__init__(config, console, device=device, dtype=dtype)
+        self.model.lm_head.smoothing = settings.label_smoothing
+        self.noise: EmbeddingNoise | None = None
+        if settings.neftune:
+            self.noise = EmbeddingNoise(settings.neftune, self.order, config.seed, config.model.hidden_size)
+            self.model.model.embed_tokens.register_forward_hook(self.noise.hook)
+
+    def open(self, config: RunConfig) -> tuple[TrainingData, Samples]:
+        """The examples, in the order of a run of this configuration."""
+        self.order = ExampleSamples(self.data.rows, config)
+        return self.data, self.order
+
+    def _begin(self, resume: bool, force_data: bool) -> None:
+        if resume and finished_checkpoints(self.run):
+            self.ranks.at_first(self._same_settings)
+        super()._begin(resume, force_data)
+
+    def _same_settings(self) -> None:
+        """Refuses to go on with other settings of the loss or the examples than the run began with."""
+        path = self.run / "finetune.json"
+        began, now = read_json(path), self.settings.model_dump(mode="json")
+        for section, keys in _FIXED.items():
+            saved, given = (values.get(section, {}) if section else values for values in (began, now))
+            for key in keys:
+                if key in saved and saved[key] != given[key]:
+                    name = f"{section}.{key}" if section else key
+                    raise InputError(
+                        f"{path}: the run began with {name} = {saved[key]!r}, this one says {given[key]!r}. "
+                        "Resume with the same, or tune anew in another --out."
+                    )
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step, with noise on the embeddings if asked."""
+        if self.noise is None:
+            return super().train_step()
+        first, count, _ = self.loader.steps.span(self.step, self.plan.samples)
+        begin, end = self.layout.share(count)
+        with self.noise.on(self.loader.numbers(first, count)[begin:end]):
+            return super().train_step()
+
+    def _describe(self) -> None:
+        super()._describe()
+        write_json(self.run / "finetune.json", self.settings.model_dump(mode="json"))
+        for line in self.data.describe():
+            self.console.message(line)
+        if self.plan.steps < FEW_STEPS:
+            self.console.message(
+                f"warning: only {self.plan.steps:,} steps; lower batch.sequences "
+                f"({self.config.batch.sequences:,}), or raise --epochs, for more"
+            )
+
+    def _evaluate(self) -> None:
+        rows = self.data.held_rows
+        count = min(len(rows), self.settings.evaluation.rows)
+        if not count:
+            return
+        layout = self.layout
+        batch = self.config.batch.micro_sequences
+        self.model.lm_head.smoothing = 0.0  # what is measured is the plain loss
+        found = rows_loss(self.model, rows, count, batch, layout.part, layout.data)
+        self.model.lm_head.smoothing = self.settings.label_smoothing
+        nats, tokens = summed(layout, torch.tensor(found, dtype=torch.float64, device=self.device)).tolist()
+        size = sum(self.data.held[number].text_bytes for row in rows.examples[:count] for number in row)
+        loss = nats / tokens
+        record = {
+            "step": self.step, "kind": "evaluation", "source": SOURCE, "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": nats / math.log(2) / max(1, size),
+            "tokens": round(tokens), "text_bytes": size,
+        }  # fmt: skip
+        self._record(record)
+        self.evaluations.append(record)
+        self.console.message(f"step {self.step}: held-out examples: loss {loss:.4f}, {tokens:,.0f} tokens")
+        reshard(self.model)
+
+
+@torch.no_grad()
+def rows_loss(
+    model: StableLM, rows: Rows, count: int, batch: int, part: int = 0, parts: int = 1
+) -> tuple[float, int]:
+    """Summed −ln p, and number, of the trained tokens in the first `count` rows that fall to `part` of
+    `parts` processes, each of which makes equally many passes of `batch` rows."""
+    nats, tokens = 0.0, 0
+    for first in range(part * batch, count + part * batch, batch * parts):
+        chosen = np.arange(first, min(first + batch, count))
+        mine = chosen if len(chosen) else np.arange(1)  # no row is left for this one: a pass without targets
+        samples = torch.from_numpy(rows.ids(mine))
+        labels = samples[:, 1:] if len(chosen) else torch.full_like(samples[:, 1:], -1)
+        inputs = torch.where(samples < 0, ~samples, samples)[:, :-1]
+        ids = torch.from_numpy(rows.documents(mine))
+        nats += float(model(inputs.to(model.device), labels=labels.to(model.device), document_ids=ids))
+        tokens += int((labels >= 0).sum())
+    return nats, tokens
