@@ -1,9 +1,11 @@
 """Two models on the same items: is the difference more than noise?
 
 Items that both get right or both get wrong say nothing, so the differences are taken item by item: their
-mean, its standard error (sample deviation / √n) and the 95 % interval mean ± 1.96 standard errors. Two
-models that share most answers have a far smaller interval than their separate standard errors suggest
-(Miller, 2024, "Adding error bars to evals", section 4.2)."""
+mean, its standard error (sample deviation / √n) and a 95 % interval. Two models that share most answers have
+a far smaller interval than their separate standard errors suggest (Miller, 2024, "Adding error bars to
+evals", section 4.2). Where items are right or wrong, the interval is that of Agresti & Min (2005): half an
+item is added to each of the four outcomes, then mean ± 1.96 standard errors. Without it, no changed answer
+among n items would make an interval of width 0, as if nothing could ever change."""
 
 import dataclasses
 import math
@@ -31,11 +33,8 @@ class Difference:
     stderr: float
     changed: int
     """Items whose value differs."""
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % confidence."""
-        return self.difference - Z * self.stderr, self.difference + Z * self.stderr
+    interval: tuple[float, float]
+    """95 % confidence; its middle is a little nearer to 0 than the difference."""
 
     @property
     def verdict(self) -> str:
@@ -82,19 +81,27 @@ def compare(
 def difference(task: str, metric: str, a: np.ndarray, b: np.ndarray) -> Difference:
     """The paired difference of per-item values [n]."""
     d, n = 100 * (b - a), len(a)
-    spread = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    mean, spread = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    middle, half = mean, Z * spread
+    if set(np.unique([a, b])) <= {0.0, 1.0}:
+        better, worse, pairs = float((b > a).sum()) + 0.5, float((b < a).sum()) + 0.5, n + 2
+        middle = 100 * (better - worse) / pairs
+        half = 100 * Z * math.sqrt(better + worse - (better - worse) ** 2 / pairs) / pairs
     return Difference(
-        task, metric, n, 100 * float(a.mean()), 100 * float(b.mean()), float(d.mean()), spread,
-        int((a != b).sum()),
+        task, metric, n, 100 * float(a.mean()), 100 * float(b.mean()), mean, spread,
+        int((a != b).sum()), (middle - half, middle + half),
     )  # fmt: skip
 
 
 def _average(parts: Sequence[Difference]) -> Difference:
     k = len(parts)
+    middle = sum(sum(part.interval) / 2 for part in parts) / k
+    half = math.sqrt(sum(((part.interval[1] - part.interval[0]) / 2) ** 2 for part in parts)) / k
     return Difference(
         "average", "mean", sum(part.items for part in parts), sum(part.first for part in parts) / k,
         sum(part.second for part in parts) / k, sum(part.difference for part in parts) / k,
         math.sqrt(sum(part.stderr**2 for part in parts)) / k, sum(part.changed for part in parts),
+        (middle - half, middle + half),
     )  # fmt: skip
 
 

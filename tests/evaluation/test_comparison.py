@@ -17,8 +17,31 @@ def test_mean_error_and_interval_by_hand():
     found = difference("t", "acc", np.array([1.0, 0, 0, 1]), np.array([1.0, 1, 0, 1]))
     assert (found.first, found.second, found.difference, found.changed) == (50, 75, 25, 1)
     assert found.stderr == pytest.approx(25)  # deviations −¼, ¾, −¼, −¼: s² = ¼, s/√4 = ¼
-    assert found.interval[0] == pytest.approx(25 - 1.959964 * found.stderr)
+    # one better, none worse: 1.5 and 0.5 of 6 pairs; √(2 − 1/6) / 6 of them
+    assert sum(found.interval) / 2 == pytest.approx(100 / 6)
+    assert found.interval[1] - 100 / 6 == pytest.approx(1.959964 * 100 * math.sqrt(2 - 1 / 6) / 6)
     assert found.verdict == "unclear"
+
+
+def test_numbers_that_are_not_right_or_wrong_have_the_plain_interval():
+    found = difference("t", "f1", np.array([0.5, 0.2, 0.1]), np.array([0.6, 0.2, 0.3]))
+    assert found.interval[0] == pytest.approx(found.difference - 1.959964 * found.stderr)
+    assert found.interval[1] == pytest.approx(found.difference + 1.959964 * found.stderr)
+
+
+def test_no_change_among_few_items_leaves_room():
+    same = np.array([1.0, 0.0] * 100)
+    found = difference("t", "acc", same, same)
+    assert (found.difference, found.changed, found.verdict) == (0, 0, "unclear")
+    assert found.interval == pytest.approx((-0.97, 0.97), abs=0.01)
+    generator = np.random.default_rng(3)
+    inside, expected = 0, 100 * 0.006 * (1 - 2 * 0.6)  # six answers in a thousand change
+    for _ in range(400):
+        a = (generator.random(200) < 0.6).astype(float)
+        b = np.where(generator.random(200) < 0.006, 1 - a, a)
+        low, high = difference("t", "acc", a, b).interval
+        inside += low <= expected <= high
+    assert inside / 400 >= 0.94
 
 
 def test_the_interval_contains_the_truth_in_95_of_100():
