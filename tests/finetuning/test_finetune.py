@@ -198,7 +198,7 @@ def test_a_base_without_a_tokenizer_or_with_packed_weights(make, base, tmp_path)
 def test_few_steps_are_told(make):
     console = Recorder()
     finetune(make(batch={"sequences": 64}, epochs=1), console=console)
-    assert any("only 1 steps" in message for message in console.messages)
+    assert any("only 1 step;" in message for message in console.messages)
 
 
 def test_the_configuration(root, tmp_path, base):
