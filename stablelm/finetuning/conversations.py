@@ -146,6 +146,8 @@ class ChatEncoder:
         self._special = {text: number for text, number in spelled.items() if text}
         names = sorted(self._special, key=len, reverse=True)
         self._cut = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        prefix = tokenizer.encode("")  # what this tokenizer puts before every prompt; nothing for NeoX
+        self._first = [Segment(prefix, False, 0)] if prefix else []
         self._literals = lru_cache(maxsize=1024)(self._between)
 
     def check(self) -> None:
@@ -166,7 +168,7 @@ class ChatEncoder:
                 before, _, after = after.partition(self.eos)
                 pieces += [(before, message.trained, True), (self.eos, message.trained, True)]
             pieces.append((after, False, True))
-        return list(self._encoded(pieces[:-1]))  # the last message is an answer: without what follows it
+        return [*self._first, *self._encoded(pieces[:-1])]  # without what follows the last answer
 
     def _encoded(self, pieces: Sequence[tuple[str, bool, bool]]) -> Iterator[Segment]:
         """Runs of one kind, each encoded whole."""

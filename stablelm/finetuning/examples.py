@@ -10,7 +10,7 @@ begins, like a text, behind a separator. Alpaca's instruction and input, a blank
 user's message.
 
 An example holds its ids as a sample does: v is trained, ~v (negative) is read only. All are held in memory,
-4 bytes a token."""
+8 bytes a token with the rows made of them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

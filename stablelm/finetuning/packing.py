@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stablelm.config import InputError
 from stablelm.config.finetune import SOURCE
 from stablelm.config.mixture import as_fraction
 from stablelm.config.run import RunConfig, steps_of
@@ -172,6 +173,8 @@ class ExampleSamples(Samples):
     ) -> list[Sighting]:
         """Every sample in which an example is read, in the order of the run; examples are never cut, so
         `tokens` changes nothing."""
+        if not 0 <= document < len(self.rows.trained):
+            raise InputError(f"no example {document}; there are {len(self.rows.trained):,}, from 0 on.")
         row = next(i for i, numbers in enumerate(self.rows.examples) if document in numbers)
         epochs = np.arange(-(-self.mixture.totals[SOURCE] // len(self.rows)))
         epochs = epochs if epoch is None else epochs[epochs == epoch]

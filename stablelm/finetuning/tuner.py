@@ -147,7 +147,7 @@ class Tuner(Trainer):
             self.console.message(line)
         if self.plan.steps < FEW_STEPS:
             self.console.message(
-                f"warning: only {self.plan.steps:,} steps; lower batch.sequences "
+                f"warning: only {self.plan.steps:,} step{'s' * (self.plan.steps > 1)}; lower batch.sequences "
                 f"({self.config.batch.sequences:,}), or raise --epochs, for more"
             )
 

@@ -190,7 +190,7 @@ def average(out: Path, paths: Sequence[Path]) -> Iterator[str]:
     with atomic_directory(out) as aside:
         (aside / "model").mkdir()
         _write_means(aside / "model", tensors)
-        for name in ("config.json", "tokenizer.json"):
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (chosen[newest] / name).is_file():
                 (aside / name).write_bytes((chosen[newest] / name).read_bytes())
         write_json(aside / "state.json", {**states[newest], "evaluations": []})

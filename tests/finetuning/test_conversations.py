@@ -1,9 +1,12 @@
 """Which tokens of a conversation are trained, and which shapes and templates are refused."""
 
+import json
+
 import pytest
 
 from stablelm.config import InputError
 from stablelm.finetuning.conversations import ChatEncoder, Fault, Message, messages_of
+from stablelm.tokenizer import Tokenizer
 from stablelm.tokenizer.chat import ZEPHYR, render
 
 SAID = [
@@ -44,6 +47,34 @@ def test_a_prompt_has_the_ids_that_chat_gives_it(tokenizer):
         first = [i for i, s in enumerate(segments) if s.trained and s.text_bytes][answers]
         assert flat(segments[:first]) == prompt
     assert trained(tokenizer, segments) == ["It is blue.", "<|endoftext|>", "Yes.", "<|endoftext|>"]
+
+
+def test_the_released_tokenizer_reads_roles_as_plain_text(shared):
+    """Of stablelm-zephyr-3b's format only the separator, id 0, is special; padding is id 1."""
+    neox = Tokenizer.from_file(shared / "data" / "neox-tokenizer")
+    segments = encode(neox, SAID[1:])
+    ids = flat(segments)
+    assert (neox.eos_id, neox.pad_id, ids.count(0)) == (0, 1, 4)
+    assert not neox.special_ids - {0} & set(ids)
+    said = "<|user|>\nThe sky?<|endoftext|>\n<|assistant|>\nIt is blue.<|endoftext|>\n"
+    said += "<|user|>\nReally?<|endoftext|>\n<|assistant|>\nYes.<|endoftext|>"
+    assert neox.decode(ids) == said and ids == neox.encode(said)
+    assert trained(neox, segments) == ["It is blue.", "<|endoftext|>", "Yes.", "<|endoftext|>"]
+
+
+def test_what_a_tokenizer_puts_before_every_prompt_is_read_first(tokenizer):
+    content = json.loads(tokenizer.content)
+    single = [{"SpecialToken": {"id": "<|padding|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    content["post_processor"] = {
+        "type": "TemplateProcessing", "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|padding|>": {"id": "<|padding|>", "ids": [1], "tokens": ["<|padding|>"]}},
+    }  # fmt: skip
+    begins = Tokenizer(json.dumps(content).encode(), "one that begins with a token")
+    segments = encode(begins, SAID[1:3])
+    first = next(i for i, segment in enumerate(segments) if segment.trained)
+    assert flat(segments[:first]) == begins.encode(render(ZEPHYR, SAID[1:2]))
+    assert flat(segments)[0] == 1 and not segments[0].trained
 
 
 def test_an_answer_with_weight_0_is_read_only(tokenizer):

@@ -155,11 +155,12 @@ def test_faults_are_skipped_and_counted_only_when_asked(tokenizer, tmp_path):
     [
         ("a.jsonl", None, "no such file"),
         ("a.csv", b"a,b", "of no kind that examples are read from"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "it was cut off"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "it was cut off"),
         ("a.parquet", b"no", "not a Parquet file"),
         ("a.json", b"[{", "not valid JSON"),
         ("a.jsonl", b'{"text": "\xff"}', "line 1: byte 10, 0xff, is not UTF-8"),
     ],
+    ids=["missing", "unknown", "cut", "no table", "broken", "no text"],
 )
 def test_a_file_that_cannot_be_read_stops_whatever_is_skipped(tokenizer, tmp_path, name, content, message):
     if content is not None:

@@ -14,6 +14,7 @@ from stablelm.finetuning.data import split
 from stablelm.finetuning.tuner import prepare
 from stablelm.inference import generate_ids
 from stablelm.interchange import open_path
+from stablelm.interchange.checkpoints import average
 from stablelm.interchange.export import export
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.tokenizer.chat import ZEPHYR, render
@@ -102,6 +103,9 @@ def test_a_run_that_stops_goes_on_bit_for_bit(make):
     assert [r["loss"] for r in steps_of(cut)] == [r["loss"] for r in steps_of(whole)]
     weights = [open_path(run)[0].state_dict() for run in (whole, cut)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    saved = finished_checkpoints(cut)
+    list(average(cut.parent / "mean", saved[-2:]))
+    assert open_path(cut.parent / "mean")[1].chat_template == ZEPHYR, "an average keeps the template"
     with pytest.raises(InputError, match="already holds a run"):
         finetune(make(out="cut"), console=Recorder())
     for changes, message in (
@@ -194,7 +198,7 @@ def test_a_base_without_a_tokenizer_or_with_packed_weights(make, base, tmp_path)
 def test_few_steps_are_told(make):
     console = Recorder()
     finetune(make(batch={"sequences": 64}, epochs=1), console=console)
-    assert any("only 1 steps" in message for message in console.messages)
+    assert any("only 1 step;" in message for message in console.messages)
 
 
 def test_the_configuration(root, tmp_path, base):

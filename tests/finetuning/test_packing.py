@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stablelm.config import InputError
 from stablelm.finetuning.packing import ExampleSamples, Rows, pack
 from stablelm.finetuning.tuner import Tuner, prepare, rows_loss
 from tests.training.conftest import Recorder
@@ -111,6 +112,8 @@ def test_every_epoch_reads_every_row_once_in_an_order_of_its_own(make):
         assert (
             samples.read(np.array([sighting.sample])) == tuning.rows.ids(np.array([sighting.window]))
         ).all()
+    with pytest.raises(InputError, match="no example 99; there are 38"):
+        samples.when("examples", 99)
     assert samples.consumed(4) == {"examples": 4}
     assert samples.table()["examples"] == {"epochs": "3", "windows": size, "samples": 3 * size}
     entries = samples.accounting()["examples"]["epochs"]
