@@ -34,6 +34,10 @@ class Runner(Protocol):
         """One more token for each row, ids [B] → logits [B, V], float32."""
         ...
 
+    def read(self, ids: Tensor) -> Tensor:
+        """Several more tokens of each row, ids [B, S] → the logits after each [B, S, V], float32."""
+        ...
+
     def trim(self, length: int) -> None:
         """Forgets what was read after the first `length` positions."""
         ...
@@ -56,7 +60,7 @@ class ModelRunner:
         """See `Runner`."""
         model = self.model
         dtype = model.compute_dtype or model.dtype
-        require_memory(model, ids.shape[0], capacity, dtype)
+        require_memory(model, ids.shape[0], capacity, model.config.kv_bytes_per_token(dtype.itemsize))
         self._cache = KVCache(
             model.config, ids.shape[0], capacity, dtype, model.device, model.attention.function
         )
@@ -72,7 +76,7 @@ class ModelRunner:
         return self._logits(ids[:, None])
 
     def read(self, ids: Tensor) -> Tensor:
-        """Several more tokens of each row, ids [B, S] → the logits after each [B, S, V], float32."""
+        """See `Runner`."""
         if self._mask is not None:
             self._mask = torch.cat((self._mask, torch.ones_like(ids, dtype=torch.bool)), dim=1)
         logits: Tensor = self.model.lm_head(self._hidden(ids, self._mask))
@@ -100,9 +104,10 @@ class ModelRunner:
         return logits.float()
 
 
-def require_memory(model: StableLM, batch: int, capacity: int, dtype: torch.dtype) -> None:
-    """`InputError` when the cache of `batch` texts of `capacity` tokens exceeds the free memory."""
-    needed = batch * capacity * model.config.kv_bytes_per_token(dtype.itemsize)
+def require_memory(model: StableLM, batch: int, capacity: int, token: int) -> None:
+    """`InputError` when the cache of `batch` texts of `capacity` tokens, of `token` bytes each, exceeds the
+    free memory."""
+    needed = batch * capacity * token
     free = free_memory(model.device)
     if free is not None and needed > free:
         raise InputError(
