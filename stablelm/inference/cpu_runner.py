@@ -6,7 +6,6 @@ a step are computed apart: a text is the one that it would be alone, to the bit.
 through the kernels, too."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +23,8 @@ from stablelm.model.linear import Linear
 if TYPE_CHECKING:
     from stablelm.kernels.cpu.decoder import Decoder
 
-Reader = "ModelRunner | CpuRunner"
+
+_KNOWN = (QuantizedLinear, QuantizedHead)
 
 
 def why_not(model: StableLM) -> str | None:
@@ -42,17 +42,14 @@ def why_not(model: StableLM) -> str | None:
         return f"Numba cannot be used here ({error})"
     for name, layer in model.named_modules():
         if type(layer) in (Linear, Head):
-            matrix: Tensor = layer.weight  # type: ignore[assignment]
+            matrix: Any = layer.weight
             if dtype != torch.bfloat16 or not takes(matrix):
                 shape = f"{str(matrix.dtype).removeprefix('torch.')} {list(matrix.shape)}"
-                return f"{name} is neither packed nor bfloat16 of a size in 32s: {shape}"
-        elif isinstance(layer, nn.Linear) or (
-            isinstance(layer, QuantizedLinear) and type(layer) not in (QuantizedLinear, QuantizedHead)
-        ):
+                return f"{name} is neither packed nor bfloat16 with columns in 32s: {shape}"
+        elif isinstance(layer, (nn.Linear, QuantizedLinear)) and type(layer) not in _KNOWN:
             return f"{name} is a {type(layer).__name__}"
-    if type(model.lm_head) not in (Head, QuantizedHead) or getattr(model.lm_head, "group", 0) is not None:
-        if not isinstance(model.lm_head, QuantizedHead):
-            return f"lm_head is a {type(model.lm_head).__name__}"
+    if type(model.lm_head) not in (Head, QuantizedHead):
+        return f"lm_head is a {type(model.lm_head).__name__}"
     return None
 
 
@@ -80,14 +77,6 @@ def runner_for(model: StableLM, cache: str | None = None) -> "ModelRunner | CpuR
             "Leave it out."
         )
     return ModelRunner(model)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A decoder and what it was made from."""
-
-    sources: tuple[int, ...]
-    decoder: "Decoder"
 
 
 class CpuRunner:
