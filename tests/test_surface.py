@@ -19,7 +19,7 @@ SIGNATURES = {
         f"use_flash_attention_2=False, {HUB}",
     "AutoTokenizer.from_pretrained": f"path, *, {HUB}",
     "load": "path, dtype=None, device='cpu', quantize=None, group=64",
-    "generate": f"model, tokenizer, prompt, *, {SAMPLING}, lookup=False",
+    "generate": f"model, tokenizer, prompt, *, {SAMPLING}, lookup=False, cache=None",
     "evaluate": "models, *, suite=None, tasks=(), data=None, limit=None, out=None, dtype=None, "
         "device='auto', progress=True",
     "train": "config, *, resume=False, force_data=False, console=None",

@@ -60,6 +60,7 @@ def answer_file(
     batch: int,
     facts: dict[str, Any],
     say: Callable[[str], object],
+    cache: str | None = None,
 ) -> None:
     """Writes `out`: {"id", "prompt", "text"} for each prompt; `facts` say what model this is.
 
@@ -89,7 +90,7 @@ def answer_file(
             some = prompts[start : start + batch]
             texts = generate(
                 model, tokenizer, [one.text for one in some], max_new_tokens=max_new_tokens, stop=stop,
-                sampling=replace(sampling, seed=(sampling.seed or 0) + start),
+                sampling=replace(sampling, seed=(sampling.seed or 0) + start), cache=cache,
             )  # fmt: skip
             lines = [
                 json.dumps({"id": one.id, "prompt": one.given, "text": text}, ensure_ascii=False) + "\n"

@@ -51,6 +51,9 @@ def generate(
     lookup: Annotated[
         bool, typer.Option("--lookup", help="Read ahead what the text said before: the same, sooner.")
     ] = False,
+    cache: Annotated[
+        Literal["auto", "int8", "bf16"], typer.Option(help="Keys and values; auto: int8 for 4-bit models.")
+    ] = "auto",
     stats: Annotated[bool, typer.Option("--stats", help="Rates of prefill and decoding, GB/s.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No statistics on standard error.")] = False,
 ) -> None:
@@ -85,6 +88,7 @@ def generate(
     if out is not None:
         refuse_existing(out)
         seed = begun_seed(out) if seed is None else seed
+    kind = None if cache == "auto" else cache
     seed = secrets.randbelow(2**31) if seed is None else seed
     sampling = Sampling(
         temperature, top_k, top_p, min_p, repetition_penalty, seed, typical_p, presence_penalty,
@@ -96,7 +100,7 @@ def generate(
     if out is not None:
         say = (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
         answer_file(out, network, tokenizer, prompts, sampling, max_new_tokens, stop or (), batch,
-                    {"model": stamp(model)}, say)  # fmt: skip
+                    {"model": stamp(model), "cache": cache}, say, kind)  # fmt: skip
         return
     text = prompts[0].text
     drawn: list[int] = []
@@ -108,7 +112,7 @@ def generate(
 
     pieces = stream(
         network, tokenizer, text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (),
-        lookup=lookup, on_token=on_token,
+        lookup=lookup, cache=kind, on_token=on_token,
     )  # fmt: skip
     began = time.perf_counter()
     if echo:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 _KNOWN = (QuantizedLinear, QuantizedHead)
 
 
-def why_not(model: StableLM) -> str | None:
-    """Why the CPU kernels do not run this model; None when they do."""
+def why_not(model: StableLM, device: torch.device | None = None) -> str | None:
+    """Why the CPU kernels do not run this model where it is, or would not on `device`; None when they do."""
     dtype = model.compute_dtype or model.dtype
-    if model.device.type != "cpu":
-        return f"the model is on {model.device}"
+    if (place := device or model.device).type != "cpu":
+        return f"the model is on {place}"
     if dtype not in (torch.bfloat16, torch.float32):
         return f"they compute in float32 or bfloat16, the model in {dtype}"
     if model.attention.name == "eager":
@@ -60,6 +60,22 @@ def default_cache(model: StableLM) -> str:
     if isinstance(first, QuantizedLinear) and first.bits == 4:
         return "int8"
     return "bf16" if (model.compute_dtype or model.dtype) == torch.bfloat16 else "fp32"
+
+
+def decoding(model: StableLM, device: torch.device | None = None) -> str:
+    """What computes a decoding step of the model on `device`, for a reader."""
+    if reason := why_not(model, device):
+        return f"PyTorch operators, one by one: {reason}"
+    from stablelm.kernels.cpu.vectors import INSTRUCTIONS
+
+    return f"Numba, {INSTRUCTIONS}: a step of up to {FEW_ROWS} tokens in one call, cache in {default_cache(model)}"
+
+
+def token_bytes(model: StableLM, cache: str | None = None) -> int:
+    """Bytes of keys and values a token, in the cache that `runner_for` would use."""
+    if why_not(model) is None:
+        return bytes_per_token(model.config, cache or default_cache(model))
+    return model.config.kv_bytes_per_token((model.compute_dtype or model.dtype).itemsize)
 
 
 def runner_for(model: StableLM, cache: str | None = None) -> "ModelRunner | CpuRunner":

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from stablelm.config import InputError
-from stablelm.inference.runner import ModelRunner, Runner
+from stablelm.inference.cpu_runner import runner_for
+from stablelm.inference.runner import Runner
 from stablelm.inference.sampling import Sampling, choose
 from stablelm.inference.speculation import LookupRunner
 from stablelm.inference.stopping import StopMatcher
@@ -26,14 +27,14 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     model: StableLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = ...,
     temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
     repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
-    sampling: Sampling | None = ..., lookup: bool = ...,
+    sampling: Sampling | None = ..., lookup: bool = ..., cache: str | None = ...,
 ) -> str: ...  # fmt: skip
 @overload
 def generate(
     model: StableLM, tokenizer: Tokenizer, prompt: Sequence[str], *, max_new_tokens: int = ...,
     temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
     repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
-    sampling: Sampling | None = ..., lookup: bool = ...,
+    sampling: Sampling | None = ..., lookup: bool = ..., cache: str | None = ...,
 ) -> list[str]: ...  # fmt: skip
 def generate(
     model: StableLM,
@@ -50,6 +51,7 @@ def generate(
     stop: str | Sequence[str] = (),
     sampling: Sampling | None = None,
     lookup: bool = False,
+    cache: str | None = None,
 ) -> str | list[str]:
     """The text that follows a prompt (str → str), or each of several (list → list); the prompt is not
     repeated.
@@ -57,12 +59,13 @@ def generate(
     It ends before the first `stop` string, at the end-of-text token, or after `max_new_tokens`. temperature 0
     is greedy; prompt i of a list draws with seed + i, so it gets the text that it would get alone with that
     seed. `sampling` gives every setting there is at once, instead of those named here. `lookup` (one prompt
-    alone) is faster where the text repeats what it holds already, see speculation.py. `InputError` for values
-    out of range and for a prompt too long for the context."""
+    alone) is faster where the text repeats what it holds already, see speculation.py. `cache` is the precision
+    of keys and values in the CPU kernels ("int8", "bf16", "fp32"; default: cpu_runner.py). `InputError` for
+    values out of range and for a prompt too long for the context."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
     texts = [""] * len(prompts)
-    for row, piece in _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop, lookup):
+    for row, piece in _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop, lookup, cache):
         texts[row] += piece
     return texts[0] if isinstance(prompt, str) else texts
 
@@ -82,6 +85,7 @@ def stream(
     stop: str | Sequence[str] = (),
     sampling: Sampling | None = None,
     lookup: bool = False,
+    cache: str | None = None,
     on_token: Callable[[int], object] = lambda token: None,
 ) -> Iterator[str]:
     """`generate` for one prompt, piece by piece: each token's text as soon as its characters are whole.
@@ -91,7 +95,7 @@ def stream(
     if not isinstance(prompt, str):
         raise InputError("stream writes one text; give it one string, or several to generate.")
     sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
-    pieces = _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop, lookup, on_token)
+    pieces = _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop, lookup, cache, on_token)
     return (piece for _, piece in pieces)
 
 
@@ -105,6 +109,7 @@ def generate_ids(
     eos_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
     real_ids: int | None = None,
+    cache: str | None = None,
 ) -> Tensor:
     """input_ids [B, S] → [B, S + N]: the prompt and N ≤ max_new_tokens new ids, on the model's device.
 
@@ -126,7 +131,7 @@ def generate_ids(
     new: list[Tensor] = []
     ended = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
     real_ids = real_ids or model.config.vocab_size
-    for chosen in _new_ids(model, rows, max_new_tokens, sampling, real_ids, ends):
+    for chosen in _new_ids(model, rows, max_new_tokens, sampling, real_ids, ends, cache=cache):
         new.append(torch.where(ended, pad, chosen))
         ended = ended | torch.isin(chosen, stops)
         if bool(ended.all()):
@@ -148,6 +153,7 @@ def _pieces(
     sampling: Sampling,
     stop: str | Sequence[str],
     lookup: bool,
+    cache: str | None,
     on_token: Callable[[int], object] = lambda token: None,
 ) -> Iterator[tuple[int, str]]:
     """(row, text) as it comes. Everything is checked before the iterator is returned."""
@@ -160,7 +166,7 @@ def _pieces(
     decoders = [StreamDecoder(tokenizer, skip_special_tokens=True) for _ in prompts]
     rows = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
     ends = {tokenizer.eos_id, model.config.eos_token_id}
-    steps = _new_ids(model, rows, max_new_tokens, sampling, tokenizer.size, sorted(ends), lookup)
+    steps = _new_ids(model, rows, max_new_tokens, sampling, tokenizer.size, sorted(ends), lookup, cache)
 
     def pieces() -> Iterator[tuple[int, str]]:
         writing = list(range(len(rows)))
@@ -199,6 +205,7 @@ def _new_ids(
     real_ids: int,
     ends: Sequence[int],
     lookup: bool = False,
+    cache: str | None = None,
 ) -> Iterator[Tensor]:
     """`count` times the next id of every row [B]. The caller stops asking when all its rows have ended."""
     context, size = model.config.max_position_embeddings, model.config.vocab_size
@@ -221,7 +228,7 @@ def _new_ids(
     if lookup and len(rows) > 1:
         raise InputError(f"lookup reads ahead for one text, not for {len(rows)}; give them one by one.")
     bias = sampling.bias(size, real_ids, model.device)
-    runner = LookupRunner(model) if lookup else ModelRunner(model)
+    runner = LookupRunner(model, cache) if lookup else runner_for(model, cache)
     return _loop(model, runner, rows, count, sampling, bias, ends) if rows else iter(())
 
 

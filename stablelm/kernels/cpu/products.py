@@ -270,8 +270,7 @@ def packed_groups(matrix: Packed) -> int:
 def takes(matrix: Tensor) -> bool:
     """Whether a dense matrix can be read where it lies."""
     rows, columns = matrix.shape
-    inside = matrix.dtype == torch.bfloat16 and matrix.stride(1) == 1 and matrix.device.type == "cpu"
-    return inside and rows >= _LINES and columns % BLOCK == 0
+    return matrix.dtype == torch.bfloat16 and matrix.stride(1) == 1 and rows >= _LINES and columns % BLOCK == 0
 
 
 @compiled()
