@@ -44,7 +44,7 @@ class CpuCache:
         tokens, size = -(-capacity // _LANES) * _LANES, -(-config.head_dim // _LANES) * _LANES
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, tokens)
         self.store = torch.zeros(*shape, size * self.element, dtype=torch.uint8)
-        """[layers, keys and values, texts, key-value heads, tokens, bytes of a head]."""
+        """[layers, keys and values, texts, key-value heads, tokens, bytes of a head]; texts may have gone."""
         self.scales = torch.zeros(shape if kind == "int8" else (*shape[:4], 0))
         """float32, value = level · scale; empty without 8 bits."""
 
@@ -62,7 +62,6 @@ class CpuCache:
         for buffer in (self.store, self.scales):  # a layer at a time, in place: no second cache
             for layer in buffer:
                 layer[:, : len(picked)] = layer[:, picked]
-        self.store, self.scales = self.store[:, :, : len(picked)], self.scales[:, :, : len(picked)]
 
     def write(self, layer: int, text: int, k: Tensor, v: Tensor) -> None:
         """k, v [K, S, D] after the tokens that the text holds."""

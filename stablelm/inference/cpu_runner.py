@@ -29,11 +29,15 @@ _KNOWN = (QuantizedLinear, QuantizedHead)
 
 def why_not(model: StableLM, device: torch.device | None = None) -> str | None:
     """Why the CPU kernels do not run this model where it is, or would not on `device`; None when they do."""
+    if type(model.lm_head) not in (Head, QuantizedHead):
+        return f"lm_head is a {type(model.lm_head).__name__}"
     dtype = model.compute_dtype or model.dtype
     if (place := device or model.device).type != "cpu":
         return f"the model is on {place}"
     if dtype not in (torch.bfloat16, torch.float32):
         return f"they compute in float32 or bfloat16, the model in {dtype}"
+    if model.config.hidden_size % 16:
+        return f"the hidden size, {model.config.hidden_size:,}, is not a multiple of 16"
     if model.attention.name == "eager":
         return "the eager attention was asked for"
     try:
@@ -48,8 +52,6 @@ def why_not(model: StableLM, device: torch.device | None = None) -> str | None:
                 return f"{name} is neither packed nor bfloat16 with columns in 32s: {shape}"
         elif isinstance(layer, (nn.Linear, QuantizedLinear)) and type(layer) not in _KNOWN:
             return f"{name} is a {type(layer).__name__}"
-    if type(model.lm_head) not in (Head, QuantizedHead):
-        return f"lm_head is a {type(model.lm_head).__name__}"
     return None
 
 

@@ -52,7 +52,7 @@ class Decoder:
         one = blocks[0]
         hidden, wide = rows_of(one.out), rows_of(one.gate_up[0])
         sizes = [rows_of(matrix) for matrix in one.qkv]
-        self.head_dim, self.eps, self.parallel = head_dim, eps, len(one.norms) == 1
+        self.head_dim, self._eps, self.parallel = head_dim, np.array([eps], np.float32), len(one.norms) == 1
         self.vocabulary, self.hidden, self.wide = rows_of(head), hidden, wide
         self._given = room(MOST_ROWS, max(hidden, wide, sizes[0]))
         self._x, self._y, self._out, self._down = (_buffer(hidden) for _ in range(4))
@@ -98,7 +98,7 @@ class Decoder:
         use_threads()
         _run(
             rows, count, starts.numpy(), first, self._tables, self._norms, self._biases, *self._head_norms,
-            cos.float().contiguous().numpy(), sin.float().contiguous().numpy(), self.eps, self.parallel, store,
+            cos.float().contiguous().numpy(), sin.float().contiguous().numpy(), self._eps, self.parallel, store,
             scales, kind, self._x, self._y, self._out, self._down, self._qkv[0], self._qkv[1], self._qkv[2],
             *self._heads, self._attended, self._gate, self._up, self.wide, self._given, self._room, last,
         )  # fmt: skip
@@ -140,7 +140,7 @@ def _add(rows: int, x: Any, bias: Any) -> None:
 @compiled()
 def _run(
     rows: int, count: int, starts: Any, first: int, tables: Any, norms: Any, biases: Any, q_norms: Any,
-    k_norms: Any, cos: Any, sin: Any, eps: float, parallel: bool, store: Any, scales: Any, kind: int, x: Any,
+    k_norms: Any, cos: Any, sin: Any, eps: Any, parallel: bool, store: Any, scales: Any, kind: int, x: Any,
     y: Any, o: Any, d: Any, q: Any, k: Any, v: Any, q_heads: Any, k_heads: Any, v_heads: Any, attended: Any,
     gate: Any, up: Any, wide: int, given: Any, work: Any, last: bool,
 ) -> None:  # fmt: skip
@@ -158,7 +158,7 @@ def _run(
             _add(rows, k, biases[layer, queries : queries + shared])
             _add(rows, v, biases[layer, queries + shared :])
         attend(
-            starts, first, count, q_heads, k_heads, v_heads, cos, sin, q_norms[layer], k_norms[layer], eps,
+            starts, first, count, q_heads, k_heads, v_heads, cos, sin, q_norms[layer], k_norms[layer], eps[0],
             store[layer], scales[layer], kind, work, attended,
         )  # fmt: skip
         for row in range(rows):
