@@ -13,7 +13,6 @@ from torch import Tensor
 from stablelm.config import InputError, ModelConfig
 from stablelm.model import Mask
 from stablelm.model.backends import AttentionFunction
-from stablelm.model.rotary import Rotary
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _LANES = 16
@@ -90,19 +89,15 @@ class _Text:
     """One text of a `CpuCache` as a `Cache`."""
 
     def __init__(self, owner: CpuCache, number: int) -> None:
-        self._owner, self._number = owner, number
+        self._owner, self._number, self.length = owner, number, int(owner.lengths[number])
         self.layers: Sequence[_Layer] = [
             _Layer(owner, number, layer) for layer in range(owner.config.num_hidden_layers)
         ]
 
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-        return int(self._owner.lengths[self._number])
-
     def advance(self, count: int) -> None:
         """Counts tokens that every layer has appended."""
-        self._owner.lengths[self._number] += count
+        self.length += count
+        self._owner.lengths[self._number] = self.length
 
 
 class _Layer:
@@ -122,7 +117,10 @@ class _Layer:
 
 
 def rotation(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions [N], [N, rotary/2] each, rounded as the network in `dtype` rounds
-    them."""
-    rotary = Rotary(positions, config.rotary_dim, config.rope_theta)
-    return rotary.cos.to(dtype), rotary.sin.to(dtype)
+    """Cosines and sines of positions [N], [N, rotary/2] each, rounded as the network in `dtype` rounds them.
+
+    `model/rotary.py` in the same steps, but for the functions themselves, in float64: PyTorch's float32 ones
+    differ in the last bit with the number of positions asked for at once."""
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    angles = (positions.float()[:, None] * (1.0 / config.rope_theta**exponents)).double()
+    return angles.cos().float().to(dtype), angles.sin().float().to(dtype)

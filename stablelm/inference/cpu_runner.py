@@ -1,4 +1,4 @@
-"""The runner of the CPU kernels: a decoding step is one call (`kernels/cpu/decoder.py`), a prompt is PyTorch's.
+"""The runner of the CPU kernels: a step is one call (`kernels/cpu/decoder.py`), a prompt is PyTorch's.
 
 It takes models in bfloat16, 8 and 4 bits; `runner_for` gives the plain `ModelRunner` for others and where
 Numba is missing, and `why_not` says why. Prompts of a batch are read one by one, without padding, and rows of
@@ -70,7 +70,8 @@ def decoding(model: StableLM, device: torch.device | None = None) -> str:
         return f"PyTorch operators, one by one: {reason}"
     from stablelm.kernels.cpu.vectors import INSTRUCTIONS
 
-    return f"Numba, {INSTRUCTIONS}: a step of up to {FEW_ROWS} tokens in one call, cache in {default_cache(model)}"
+    cache = default_cache(model)
+    return f"Numba, {INSTRUCTIONS}: a step of up to {FEW_ROWS} tokens in one call, cache in {cache}"
 
 
 def token_bytes(model: StableLM, cache: str | None = None) -> int:
@@ -122,7 +123,7 @@ class CpuRunner:
 
     def read(self, ids: Tensor) -> Tensor:
         """See `Runner`."""
-        pieces = [self._run(piece, False) for piece in ids.split(FEW_ROWS, dim=1)]
+        pieces = [self._run(piece, False) for piece in torch.split(ids, FEW_ROWS, dim=1)]
         return torch.cat([piece.view(len(ids), -1, piece.shape[-1]) for piece in pieces], dim=1)
 
     def trim(self, length: int) -> None:
@@ -142,7 +143,7 @@ class CpuRunner:
         if len(ids) <= FEW_ROWS:
             return self._run(ids[None], True, row)
         text = self._cache.text(row)
-        for piece in ids.split(self.chunk):
+        for piece in torch.split(ids, self.chunk):
             hidden = self.model.hidden_states(piece[None], cache=text)
         logits: Tensor = self.model.lm_head(hidden[:, -1])
         return logits.float()

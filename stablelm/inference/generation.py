@@ -59,9 +59,9 @@ def generate(
     It ends before the first `stop` string, at the end-of-text token, or after `max_new_tokens`. temperature 0
     is greedy; prompt i of a list draws with seed + i, so it gets the text that it would get alone with that
     seed. `sampling` gives every setting there is at once, instead of those named here. `lookup` (one prompt
-    alone) is faster where the text repeats what it holds already, see speculation.py. `cache` is the precision
-    of keys and values in the CPU kernels ("int8", "bf16", "fp32"; default: cpu_runner.py). `InputError` for
-    values out of range and for a prompt too long for the context."""
+    alone) is faster where the text repeats what it holds already, see speculation.py. `cache` is the
+    precision of keys and values in the CPU kernels: "int8", "bf16", "fp32", or None, that of cpu_runner.py.
+    `InputError` for values out of range and for a prompt too long for the context."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
     texts = [""] * len(prompts)

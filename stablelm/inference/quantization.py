@@ -144,7 +144,7 @@ def few(packed: Packed, x: Tensor) -> Tensor:
 
 
 def many(packed: Packed, x: Tensor) -> Tensor:
-    """x [B, K] → x Wᵀ [B, N] in float32 for many rows: one product of 8-bit numbers."""
+    """x [B, K] → x Wᵀ [B, N] for many rows: one product of 8-bit numbers. In the dtype of x or float32."""
     try:
         from stablelm.kernels.cpu.prefill import product_of_many
     except ImportError:

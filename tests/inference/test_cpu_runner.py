@@ -48,7 +48,7 @@ def text(*shape, seed=1):
 
 @torch.inference_mode()
 def forced(reader, ids, prompt):
-    """Logits of a runner that is given ids [B, S], after a prompt, one token at a time: [B, S − prompt, V]."""
+    """Logits of a runner given ids [B, S], after a prompt one token at a time: [B, S − prompt, V]."""
     found = [reader.prefill(ids[:, :prompt], None, ids.shape[1])]
     found += [reader.step(ids[:, place]) for place in range(prompt, ids.shape[1] - 1)]
     return torch.stack(found, 1)
@@ -99,7 +99,9 @@ def test_tokens_read_together_give_the_bits_of_one_by_one(kind):
         assert torch.equal(reader.read(ids[:, 3:8]), single[:, 3:8])
         assert torch.equal(reader.read(ids[:, 8:]), single[:, 8:])
         for length in (1, 6, 16):
-            assert torch.equal(CpuRunner(model, cache).prefill(ids[:, :length], None, 16), single[:, length - 1])
+            assert torch.equal(
+                CpuRunner(model, cache).prefill(ids[:, :length], None, 16), single[:, length - 1]
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ import torch
 from stablelm.config import InputError, ModelConfig
 from stablelm.evaluation.fidelity import fidelity, hidden_of
 from stablelm.inference import Sampling, generate_ids, quantization
+from stablelm.inference.cpu_runner import CpuRunner
 from stablelm.inference.quantization import QuantizedLinear, Recipe, is_packed, quantize
 from stablelm.interchange.gguf_types import quantize as gguf_blocks
 from stablelm.kernels.cpu.packing import dense, pack, plain_product
@@ -225,3 +226,19 @@ def test_a_recipe_is_read_as_it_was_written():
     ):
         with pytest.raises(InputError, match=words):
             Recipe.read(recipe.as_dict() | change, "x")
+
+
+@torch.inference_mode()
+def test_an_int8_cache_changes_the_perplexity_by_less_than_a_thousandth(trained):
+    """Of a 4-bit model, every key and value read back from the cache, beside the cache in float32."""
+    model = copy.deepcopy(trained[0])
+    quantize(model, Recipe.of(4, 32))
+    ids, losses = trained[2][0], {}
+    for kind in ("fp32", "bf16", "int8"):
+        reader = CpuRunner(model, kind)
+        first = reader.prefill(ids[:, :1], None, ids.shape[1])
+        logits = torch.cat([first[:, None], reader.read(ids[:, 1:-1])], 1)
+        losses[kind] = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+    assert losses["fp32"] < 4.5  # of log 256 = 5.5: it has learnt something
+    assert 0 < abs(losses["int8"] - losses["fp32"]) < 1e-3
+    assert abs(losses["bf16"] - losses["fp32"]) < 1e-3

@@ -1,11 +1,11 @@
 """Attention of a few queries over a cache of keys and values in float32, bfloat16 or 8 bits.
 
-A block of 16 tokens at a time: 16 dot products summed by a tree, one softmax step for all (running maximum and
-normaliser, Milakov and Gimelshein, 2018), then the values weighed. Keys and values are read once, in order,
-and widened in registers: nothing is made dense; sums are float32. 8 bits have a scale for each head and token,
-multiplied into 16 scores, or 16 weights, at once. Head dimensions are padded to 16 and tokens to 16, with
-zeros. A query's result does not depend on the queries beside it or on the number of threads. Rejected: integer
-products with rounded queries (faster, another error, and the memory is the limit already)."""
+A block of 16 tokens at a time: 16 dot products summed by a tree, one softmax step for all (running maximum
+and normaliser, Milakov and Gimelshein, 2018), then the values weighed. Keys and values are read once, in
+order, and widened in registers: nothing is made dense; sums are float32. 8 bits have a scale for each head
+and token, multiplied into 16 scores, or 16 weights, at once. Head dimensions are padded to 16 and tokens to
+16, with zeros. A query's result does not depend on the queries beside it or on the number of threads.
+Rejected: integer products with rounded queries (faster, another error, the memory is the limit already)."""
 
 from typing import Any
 
@@ -108,8 +108,8 @@ def _attention(kind: int) -> Any:
 _exact, _half, _whole = (_attention(kind) for kind in (EXACT, HALF, WHOLE))
 
 
-@compiled()
-def _rotated(x: Any, size: int, cos: Any, sin: Any, times: float, out: Any) -> None:
+@compiled(exact=True)
+def _rotated(x: Any, size: int, cos: Any, sin: Any, times: Any, out: Any) -> None:
     """x [D] with its first 2 · len(cos) numbers rotated, all times `times`."""
     half = cos.shape[0]
     for j in range(half):
@@ -120,7 +120,7 @@ def _rotated(x: Any, size: int, cos: Any, sin: Any, times: float, out: Any) -> N
         out[d] = x[d] * times
 
 
-@compiled()
+@compiled(exact=True)
 def _kept(x: Any, size: int, kind: int, out: Any, scales: Any, place: int) -> None:
     """x [D] into the bytes `out` of one token and head; its scale into scales[place]."""
     if kind == EXACT:
@@ -144,7 +144,7 @@ def _kept(x: Any, size: int, kind: int, out: Any, scales: Any, place: int) -> No
         scales[place] = most / np.float32(127) + wrong
 
 
-@compiled()
+@compiled(exact=True)
 def _head_norm(x: Any, weight: Any, eps: float) -> None:
     size = weight.shape[0]
     total, spread = np.float32(0), np.float32(0)
@@ -158,10 +158,10 @@ def _head_norm(x: Any, weight: Any, eps: float) -> None:
         x[d] = (x[d] - mean) * scale * weight[d]
 
 
-@compiled(parallel=True)
+@compiled(parallel=True, exact=True)
 def attend(
-    starts: Any, first: int, count: int, q: Any, k: Any, v: Any, cos: Any, sin: Any, q_norm: Any, k_norm: Any, eps: float,
-    store: Any, scales: Any, kind: int, room: Any, out: Any,
+    starts: Any, first: int, count: int, q: Any, k: Any, v: Any, cos: Any, sin: Any, q_norm: Any,
+    k_norm: Any, eps: Any, store: Any, scales: Any, kind: int, room: Any, out: Any,
 ) -> None:  # fmt: skip
     """Appends `count` tokens to each of the B texts of a layer, and what they see of it, weighed.
 

@@ -57,7 +57,9 @@ class Decoder:
         self._given = room(MOST_ROWS, max(hidden, wide, sizes[0]))
         self._x, self._y, self._out, self._down = (_buffer(hidden) for _ in range(4))
         self._qkv = [_buffer(size) for size in sizes]
-        self._heads = [_by_heads(buffer, size, head_dim) for buffer, size in zip(self._qkv, sizes, strict=True)]
+        self._heads = [
+            _by_heads(buffer, size, head_dim) for buffer, size in zip(self._qkv, sizes, strict=True)
+        ]
         self._attended, self._gate, self._up = _buffer(sizes[0]), _buffer(wide), _buffer(wide)
         self._logits = _buffer(self.vocabulary)
         padded = -(-head_dim // LANES) * LANES
@@ -89,17 +91,18 @@ class Decoder:
         """`count` tokens more of each of B texts, B · count ≤ `MOST_ROWS` → logits float32 [B · count, V], or
         of the `last` tokens alone [B, V].
 
-        x [B · count, h] embedded; starts [B] tokens before; cos, sin [B · count, rotary/2]; store uint8 [layers,
-        2, texts, K, tokens, bytes of a head] and scales float32 [layers, 2, texts, K, tokens] of `kind` (see
-        attention.py), where the texts are from `first` on."""
+        x [B · count, h] embedded; starts [B] tokens before; cos, sin [B · count, rotary/2]; store uint8
+        [layers, 2, texts, K, tokens, bytes of a head] and scales float32 [layers, 2, texts, K, tokens] of
+        `kind` (see attention.py), where the texts are from `first` on."""
         rows = len(x)
         assert rows == count * len(starts) <= MOST_ROWS
         self._x[:rows, : self.hidden] = x.float().numpy()
         use_threads()
-        _run(
+        run: Any = _run
+        run(
             rows, count, starts.numpy(), first, self._tables, self._norms, self._biases, *self._head_norms,
-            cos.float().contiguous().numpy(), sin.float().contiguous().numpy(), self._eps, self.parallel, store,
-            scales, kind, self._x, self._y, self._out, self._down, self._qkv[0], self._qkv[1], self._qkv[2],
+            *(x.float().contiguous().numpy() for x in (cos, sin)), self._eps, self.parallel, store, scales,
+            kind, self._x, self._y, self._out, self._down, self._qkv[0], self._qkv[1], self._qkv[2],
             *self._heads, self._attended, self._gate, self._up, self.wide, self._given, self._room, last,
         )  # fmt: skip
         picked = len(starts) if last else rows
@@ -130,14 +133,14 @@ def _norm(pair: tuple[Tensor, Tensor | None]) -> Any:
     return torch.stack([weight, bias]).numpy()
 
 
-@compiled()
+@compiled(exact=True)
 def _add(rows: int, x: Any, bias: Any) -> None:
     for row in range(rows):
         for k in range(bias.shape[0]):
             x[row, k] += bias[k]
 
 
-@compiled()
+@compiled(exact=True)
 def _run(
     rows: int, count: int, starts: Any, first: int, tables: Any, norms: Any, biases: Any, q_norms: Any,
     k_norms: Any, cos: Any, sin: Any, eps: Any, parallel: bool, store: Any, scales: Any, kind: int, x: Any,

@@ -6,7 +6,8 @@ tile the columns follow each other, 64 bytes at a time:
   8 bits   16 rows × 4 columns; level + 128
 Scales are bfloat16, [tile, group, 16 rows]: levels are chosen after the scale is rounded, so its precision
 costs nothing, its range never overflows, and reading it is a shift on every CPU. Rows are padded to 32 (two
-tiles go together) and columns to the group, with zeros. bfloat16 matrices stay as PyTorch keeps them. Rejected: rows one after the other (a
+tiles go together) and columns to the group, with zeros.
+bfloat16 matrices stay as PyTorch keeps them. Rejected: rows one after the other (a
 horizontal sum a row), float16 scales (a library call where the CPU lacks F16C)."""
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """x Wᵀ for many rows of x: packed weights as 8-bit rows, x as 8 bits a row, one integer product.
 
 PyTorch's `_int_mm` (oneDNN) has the speed; here is what stands around it. A tile of packed weights becomes 16
-rows of int8 with one scale each: levels · (step of the group / step of the row), rounded, 32 columns at a time
-and transposed in registers, because the result is thrown away after each product and must cost nothing beside
-it (kept, it would double a 4-bit model). x is rounded and the sums are scaled in one pass each."""
+rows of int8 with one scale each: levels · (step of the group / step of the row), rounded, 32 columns at a
+time and transposed in registers, because the result is thrown away after each product and must cost nothing
+beside it (kept, it would double a 4-bit model). x is rounded and the sums are scaled in one pass each."""
 
 from typing import Any
 
@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from numba import prange
 from numba.core.cgutils import ir  # type: ignore[attr-defined]
-from numba.extending import intrinsic
 from torch import Tensor
 
 from stablelm.kernels.cpu.compilation import compiled, use_threads
 from stablelm.kernels.cpu.packing import TILE, Packed
 from stablelm.kernels.cpu.rows import BLOCK
-from stablelm.kernels.cpu.vectors import FLOATS, I16, I32, I64, INTS, LANES, each, emitted
+from stablelm.kernels.cpu.vectors import FLOATS, I16, I32, I64, INTS, LANES, each, emitted, instructions
 
 
-@intrinsic
+@instructions
 def _spread(
     typing: Any, weight: Any, step: Any, groups: Any, blocks: Any, bits: Any, half: Any, out: Any, row: Any,
     inverse: Any,
@@ -143,6 +142,15 @@ def _scale(sums: Any, rows: Any, columns: Any, out: Any) -> None:
             out[row, k] = np.float32(sums[row, k]) * rows[row] * columns[k]
 
 
+@compiled(parallel=True)
+def _scale_half(sums: Any, rows: Any, columns: Any, out: Any) -> None:
+    for row in prange(out.shape[0]):
+        for k in range(out.shape[1]):
+            word = np.float32(np.float32(sums[row, k]) * rows[row] * columns[k]).view(np.uint32)
+            word += np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))  # nearest, even on a tie
+            out[row, k] = np.uint16(word >> np.uint32(16))
+
+
 def as_rows(packed: Packed) -> tuple[Tensor, Tensor]:
     """A packed matrix as int8 [N, K padded to its group] with one scale a row, float32 [N]."""
     levels = torch.empty(len(packed.weight) * TILE, packed.padded, dtype=torch.int8)
@@ -155,12 +163,17 @@ def as_rows(packed: Packed) -> tuple[Tensor, Tensor]:
 
 
 def product_of_many(packed: Packed, x: Tensor) -> Tensor:
-    """x [B, K] → x Wᵀ [B, N], float32, for B > 16."""
+    """x [B, K] → x Wᵀ [B, N] for B > 16; bfloat16 if x is, else float32."""
     levels, of_columns = as_rows(packed)
     values = x.detach().float().contiguous()
     whole, of_rows = torch.empty(len(x), packed.padded, dtype=torch.int8), torch.empty(len(x))
     _round_rows(values.numpy(), whole.numpy(), of_rows.numpy())
     sums = torch._int_mm(whole, levels.T)
-    out = torch.empty(sums.shape)
-    _scale(sums.numpy(), of_rows.numpy(), of_columns.numpy(), out.numpy())
+    scales = of_rows.numpy(), of_columns.numpy()
+    if x.dtype == torch.bfloat16:
+        out = torch.empty(sums.shape, dtype=torch.bfloat16)
+        _scale_half(sums.numpy(), *scales, out.view(torch.int16).numpy().view(np.uint16))
+    else:
+        out = torch.empty(sums.shape)
+        _scale(sums.numpy(), *scales, out.numpy())
     return out

@@ -20,7 +20,17 @@ from stablelm.kernels.cpu.compilation import compiled, use_threads
 from stablelm.kernels.cpu.packing import DENSE, GROUPS, Packed
 from stablelm.kernels.cpu.rows import BLOCK, ready
 from stablelm.kernels.cpu.vectors import (
-    BYTES, F32, FLOATS, I16, I32, I64, INTS, LANES, Emitter, each, emitted,
+    BYTES,
+    F32,
+    FLOATS,
+    I16,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    Emitter,
+    each,
+    emitted,
 )  # fmt: skip
 
 MOST_ROWS = 16
@@ -110,8 +120,10 @@ def _tiles(bits: int, rows: int) -> Any:
 
 _four1, _four2, _four4, _four8 = (_tiles(4, 1 << power) for power in range(4))
 _eight1, _eight2, _eight4, _eight8 = (_tiles(8, 1 << power) for power in range(4))
+
+
 def _lines(rows: int) -> Any:
-    """The code for four rows of a bfloat16 matrix and `rows` rows of x: f(table, first row of W, row of x)."""
+    """The code for four rows of a bfloat16 matrix and `rows` rows of x: f(table, row of W, row of x)."""
     lines = 4
 
     def write(e: Emitter, table: Any, line: Any, row: Any) -> None:
@@ -154,7 +166,7 @@ _LINES = 16
 """Rows of a bfloat16 matrix that one thread takes at a time."""
 
 
-@compiled()
+@compiled(exact=True)
 def _few4(where: Any, unit: int, rows: int) -> None:
     row = 0
     while rows - row >= 8:
@@ -170,7 +182,7 @@ def _few4(where: Any, unit: int, rows: int) -> None:
         _four1(where, 2 * unit, row)
 
 
-@compiled()
+@compiled(exact=True)
 def _few8(where: Any, unit: int, rows: int) -> None:
     row = 0
     while rows - row >= 8:
@@ -186,7 +198,7 @@ def _few8(where: Any, unit: int, rows: int) -> None:
         _eight1(where, 2 * unit, row)
 
 
-@compiled()
+@compiled(exact=True)
 def _few16(where: Any, unit: int, lines: int, rows: int) -> None:
     first = min(unit * _LINES, lines - _LINES)  # the last ones may be done twice, with the same result
     for line in range(first, first + _LINES, 4):
@@ -201,7 +213,7 @@ def _few16(where: Any, unit: int, lines: int, rows: int) -> None:
             _line1(where, line, row)
 
 
-@compiled()
+@compiled(exact=True)
 def _part(tables: Any, place: int, rows: int) -> None:
     number, unit = 0, place
     while unit >= tables[number, 14]:
@@ -216,7 +228,7 @@ def _part(tables: Any, place: int, rows: int) -> None:
         _few16(where, unit, tables[number, 15], rows)
 
 
-@compiled(parallel=True)
+@compiled(parallel=True, exact=True)
 def products(tables: Any, rows: int) -> None:
     """The products of `rows` rows with each of the matrices that `tables` [n, 16] describes (see `table`),
     in one parallel region."""
@@ -241,7 +253,7 @@ def room(rows: int, width: int) -> Given:
 
 
 def table(matrix: Packed | Tensor, given: Given, out: Any) -> list[int]:
-    """A matrix, where its input lies and where its output goes (float32 [R, ≥ rows padded to 32]), in numbers.
+    """A matrix, where its input lies and where its output goes (float32 [R, ≥ rows padded to 32]).
 
     `matrix` is packed, or bfloat16 [N, K] as PyTorch keeps it, with N ≥ 16 and K a multiple of 32. The arrays
     must live as long as the table."""
@@ -270,10 +282,12 @@ def packed_groups(matrix: Packed) -> int:
 def takes(matrix: Tensor) -> bool:
     """Whether a dense matrix can be read where it lies."""
     rows, columns = matrix.shape
-    return matrix.dtype == torch.bfloat16 and matrix.stride(1) == 1 and rows >= _LINES and columns % BLOCK == 0
+    return (
+        matrix.dtype == torch.bfloat16 and matrix.stride(1) == 1 and rows >= _LINES and columns % BLOCK == 0
+    )
 
 
-@compiled()
+@compiled(exact=True)
 def _all_ready(values: Any, rows: int, width: int, bits: int, group: int, given: Any) -> None:
     for row in range(rows):
         ready(values, row, width, bits, group, given)

@@ -9,19 +9,18 @@ are shared out."""
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 from numba.core.cgutils import ir  # type: ignore[attr-defined]
-from numba.extending import intrinsic
 
 from stablelm.kernels.cpu.compilation import compiled
 from stablelm.kernels.cpu.packing import SMALLEST
-from stablelm.kernels.cpu.vectors import F32, FLOATS, I8, I32, I64, INTS, LANES, each, emitted
+from stablelm.kernels.cpu.vectors import F32, FLOATS, I8, I32, I64, INTS, LANES, each, emitted, instructions
 
 BLOCK = 32
 """Columns that stay together in every layout."""
 
 
-@intrinsic
+@instructions
 def _quantize(typing: Any, x: Any, count: Any, lanes: Any, half: Any, out: Any, steps: Any, less: Any) -> Any:
     """x [count, 16 · lanes] → whole int8, step float32 a group, −half · Σ whole int32 a group."""
 
@@ -34,7 +33,7 @@ def _quantize(typing: Any, x: Any, count: Any, lanes: Any, half: Any, out: Any, 
             def measure(seen: list[Any]) -> list[Any]:
                 at, big, wrong = seen
                 values = e.load(FLOATS, at)
-                wrong = b.fadd(wrong, b.fmul(values, zero))  # NaN if any value is not finite, to be seen later
+                wrong = b.fadd(wrong, b.fmul(values, zero))  # NaN if a value is not finite, to be seen later
                 return [b.add(at, I64(4 * LANES)), e.largest(e.magnitude(values), big), wrong]
 
             _, big, wrong = e.loop(lanes, [x_at, zero, zero], measure)
@@ -60,7 +59,7 @@ def _quantize(typing: Any, x: Any, count: Any, lanes: Any, half: Any, out: Any, 
     return emitted(7, write)
 
 
-@intrinsic
+@instructions
 def _gate(typing: Any, gate: Any, up: Any, lanes: Any, out: Any) -> Any:
     """out = silu(gate) · up, 16 · lanes numbers."""
 
@@ -78,7 +77,7 @@ def _gate(typing: Any, gate: Any, up: Any, lanes: Any, out: Any) -> Any:
     return emitted(4, write)
 
 
-@compiled()
+@compiled(exact=True)
 def ready(source: Any, row: int, width: int, bits: int, group: int, given: Any) -> None:
     """Row `row` of `source` [R, ≥ width] into `given`, for a product of `bits` and `group`.
 
@@ -96,14 +95,32 @@ def ready(source: Any, row: int, width: int, bits: int, group: int, given: Any) 
         )  # fmt: skip
 
 
-@intrinsic
+@instructions
 def _norm(
-    typing: Any, x: Any, more: Any, also: Any, both: Any, lanes: Any, weight: Any, bias: Any, eps: Any, out: Any
+    typing: Any,
+    x: Any,
+    more: Any,
+    also: Any,
+    both: Any,
+    lanes: Any,
+    weight: Any,
+    bias: Any,
+    eps: Any,
+    out: Any,
 ) -> Any:
     """x += more (+ also); out = LayerNorm(x), 16 · lanes numbers; all sums in one order, whoever calls."""
 
     def write(
-        e: Any, x: Any, more: Any, also: Any, both: Any, lanes: Any, weight: Any, bias: Any, eps: Any, out: Any
+        e: Any,
+        x: Any,
+        more: Any,
+        also: Any,
+        both: Any,
+        lanes: Any,
+        weight: Any,
+        bias: Any,
+        eps: Any,
+        out: Any,
     ) -> None:
         b, zero = e.b, ir.Constant(FLOATS, [0.0] * LANES)
         wanted, wide = b.icmp_signed("!=", both, I64(0)), I64(4 * LANES)
@@ -139,7 +156,7 @@ def _norm(
     return emitted(9, write)
 
 
-@compiled()
+@compiled(exact=True)
 def _normalize(row: int, x: Any, more: Any, also: Any, both: bool, weights: Any, eps: Any, out: Any) -> None:
     _norm(
         x[row].ctypes.data, more[row].ctypes.data, also[row].ctypes.data, np.intp(both),
@@ -148,7 +165,7 @@ def _normalize(row: int, x: Any, more: Any, also: Any, both: bool, weights: Any,
     )  # fmt: skip
 
 
-@compiled(parallel=True)
+@compiled(parallel=True, exact=True)
 def _normalize_all(
     rows: int, x: Any, more: Any, also: Any, both: bool, weights: Any, eps: Any, out: Any, bits: int,
     group: int, given: Any,
@@ -158,7 +175,7 @@ def _normalize_all(
         ready(out, row, weights.shape[1], bits, group, given)
 
 
-@compiled()
+@compiled(exact=True)
 def normalize(
     rows: int, x: Any, more: Any, also: Any, both: bool, weights: Any, eps: Any, out: Any, bits: int,
     group: int, given: Any,
@@ -172,14 +189,14 @@ def normalize(
         _normalize_all(rows, x, more, also, both, weights, eps, out, bits, group, given)
 
 
-@compiled(parallel=True)
+@compiled(parallel=True, exact=True)
 def _gate_all(rows: int, gate: Any, up: Any, width: int, bits: int, group: int, given: Any) -> None:
     for row in prange(rows):
         _gate(gate[row].ctypes.data, up[row].ctypes.data, (width + LANES - 1) // LANES, gate[row].ctypes.data)
         ready(gate, row, width, bits, group, given)
 
 
-@compiled()
+@compiled(exact=True)
 def swiglu(rows: int, gate: Any, up: Any, width: int, bits: int, group: int, given: Any) -> None:
     """gate = silu(gate) · up, [R, width], made ready."""
     if rows == 1:

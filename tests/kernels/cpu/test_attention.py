@@ -72,8 +72,9 @@ def turn(draw, rows, half):
 @settings(max_examples=30)
 @given(
     kind=st.sampled_from(sorted(KINDS)), size=st.sampled_from([8, 24, 64, 80, 128, 160]),
-    shared=st.integers(1, 3), each=st.integers(1, 3), before=st.lists(st.integers(0, 70), min_size=1, max_size=3),
-    count=st.integers(1, 5), scale=st.sampled_from([0.3, 1.0, 6.0]), seed=st.integers(0, 99),
+    shared=st.integers(1, 3), each=st.integers(1, 3),
+    before=st.lists(st.integers(0, 70), min_size=1, max_size=3), count=st.integers(1, 5),
+    scale=st.sampled_from([0.3, 1.0, 6.0]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_new_tokens_are_kept_and_see_what_they_may(kind, size, shared, each, before, count, scale, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -122,7 +123,9 @@ def test_a_norm_for_each_head_comes_before_the_rotation():
     cos, sin = turn(draw, 5, 4)
     norms = drawn(draw, 4, 32), drawn(draw, 2, 32)
     got = Held(1, 2, 32, 5, "fp32").run([0], q, k, v, cos, sin, norms=[n.numpy() for n in norms])
-    q, k = (torch.nn.functional.layer_norm(x, (32,), eps=1e-5) * n for x, n in zip((q, k), norms, strict=True))
+    q, k = (
+        torch.nn.functional.layer_norm(x, (32,), eps=1e-5) * n for x, n in zip((q, k), norms, strict=True)
+    )
     wanted = Held(1, 2, 32, 5, "fp32").run([0], q, k, v, cos, sin)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 

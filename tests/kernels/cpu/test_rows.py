@@ -54,8 +54,8 @@ def test_a_row_is_made_ready_as_the_twin_rounds_it(bits, group, width, seed):
 
 @settings(max_examples=30)
 @given(
-    rows=st.integers(1, 5), width=st.integers(1, 20).map(lambda n: 16 * n), both=st.booleans(), shift=st.sampled_from([0.0, 50.0]),
-    seed=st.integers(0, 99),
+    rows=st.integers(1, 5), width=st.integers(1, 20).map(lambda n: 16 * n), both=st.booleans(),
+    shift=st.sampled_from([0.0, 50.0]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_a_norm_is_pytorchs(rows, width, both, shift, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -126,7 +126,10 @@ def test_prefill_is_a_product_of_eight_bit_rows(bits, group, rows, columns, batc
     x = torch.randn(batch, columns, generator=draw)
     step = x.abs().amax(1, keepdim=True) / 127
     wanted = ((x / step).round().double() @ whole[:, :columns].double().T) * step * steps
-    torch.testing.assert_close(product_of_many(packed, x), wanted.float(), rtol=1e-5, atol=1e-6 * columns)
+    got = product_of_many(packed, x)
+    torch.testing.assert_close(got, wanted.float(), rtol=1e-5, atol=1e-6 * columns)
+    half = x.bfloat16()
+    assert torch.equal(product_of_many(packed, half), product_of_many(packed, half.float()).bfloat16())
 
 
 def test_prefill_keeps_what_is_not_finite_in_its_row():
