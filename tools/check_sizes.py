@@ -21,7 +21,8 @@ NOT_CORE = (
     "config/recipe.py", "config/filters.py", "config/filter_set.py", "config/cleaning.py",
     "config/deduplication.py", "config/slurm.py", "config/neox.py", "config/neox_keys.py",
     "config/neox_file.py", "config/card.py", "training/dry_run.py", "training/report.py",
-    "inference/quantization.py", "inference/speculation.py", "tokenizer/chat.py", "tokenizer/golden.py",
+    "inference/quantization.py", "inference/speculation.py", "inference/cpu_runner.py",
+    "inference/cpu_cache.py", "tokenizer/chat.py", "tokenizer/golden.py",
     "inference/beams.py", "inference/decoding.py", "inference/prefix.py", "inference/window.py",
 )  # fmt: skip
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
