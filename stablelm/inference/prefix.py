@@ -35,6 +35,10 @@ class Resumable(Runner, Protocol):
         """More tokens of each row, ids and mask [B, S] as in `prefill` → logits of the last [B, V]."""
         ...
 
+    def read(self, ids: Tensor) -> Tensor:
+        """Several more tokens of each row, ids [B, S] → the logits after each [B, S, V], float32."""
+        ...
+
     def state(self, length: int) -> dict[str, Tensor]:
         """What was computed of the first `length` tokens of row 0, by name; views."""
         ...
@@ -192,6 +196,13 @@ class PrefixRunner:
         logits = self.inner.step(ids)
         if self._follows:
             self.cache.ids.append(int(ids))
+        return logits
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Several more tokens of each row, ids [B, S] → the logits after each [B, S, V], float32."""
+        logits = self.inner.read(ids)
+        if self._follows:
+            self.cache.ids.extend(ids[0].tolist())
         return logits
 
     def trim(self, length: int) -> None:

@@ -221,6 +221,10 @@ class WindowRunner:
         """See `Runner`."""
         return self._logits(self._hidden(ids[:, None]))
 
+    def read(self, ids: Tensor) -> Tensor:
+        """Several more tokens of each row, ids [B, S] → the logits after each [B, S, V], float32."""
+        return torch.stack([self.step(column) for column in ids.unbind(1)], dim=1)
+
     def trim(self, length: int) -> None:
         """See `Runner`; only while nothing was dropped, which does not come back."""
         assert self._cache is not None and length <= self._cache.length <= self.window.seen

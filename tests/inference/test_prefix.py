@@ -76,6 +76,25 @@ def test_bit_equal_to_reading_the_prompt_in_the_same_pieces(model: StableLM, mor
 
 
 @torch.inference_mode()
+def test_what_is_read_and_forgotten_afterwards_is_followed(model: StableLM) -> None:
+    start, more = drawn(20), drawn(6, 4)
+    cache = held(model, start)
+    worker = PrefixRunner(cache)
+    worker.prefill(torch.tensor([start + more]), None, 60)
+    logits = worker.read(torch.tensor([[7, 8, 9]]))
+    whole = model(torch.tensor([[*start, *more, 7, 8, 9]]))[0]
+    torch.testing.assert_close(logits[0], whole[-3:], rtol=1e-3, atol=1e-3)
+    assert cache.ids == [*start, *more, 7, 8, 9]
+    worker.trim(22)
+    assert cache.ids == [*start, *more[:2]]
+    again = PrefixRunner(cache)
+    found = again.prefill(torch.tensor([[*start, *more[:2], 5]]), None, 60)
+    assert again.skipped == 22
+    expected = model(torch.tensor([[*start, *more[:2], 5]]))[0, -1]
+    torch.testing.assert_close(found[0], expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
 def test_a_beginning_that_is_partly_alike_and_the_whole_prompt(model: StableLM, shapes) -> None:
     start = drawn(40)
     for prompt, skipped in (

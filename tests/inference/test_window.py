@@ -114,6 +114,20 @@ def test_the_family_too(name) -> None:
 
 
 @torch.inference_mode()
+def test_reading_several_and_going_back_before_anything_is_dropped(model: StableLM) -> None:
+    ids, window = drawn(26), Window(8, 2)
+    worker = WindowRunner(model, window)
+    worker.prefill(torch.tensor([ids[:3]]), None, 60)
+    worker.step(torch.tensor([99]))
+    worker.trim(3)
+    expected = recomputed(model, ids, window)
+    found = worker.read(torch.tensor([ids[3:]]))[0]
+    torch.testing.assert_close(found, expected[3:], rtol=0, atol=1e-4 * float(expected.abs().max()))
+    with pytest.raises(AssertionError):
+        worker.trim(3)
+
+
+@torch.inference_mode()
 def test_rows_that_were_reordered_go_on(model: StableLM) -> None:
     """As beams do: before the first drop, and after some."""
     ids, window = drawn(30), Window(8, 2)
