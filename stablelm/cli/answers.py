@@ -117,7 +117,9 @@ def answer_file(
     say(f"{out}: {len(prompts):,} answers" + (f", {kept:,} of them from before" if kept else ""))
 
 
-def _beginning(model: "StableLM", tokenizer: "Tokenizer", prompts: Sequence[Prompt], kind: str | None) -> "PrefixCache | None":
+def _beginning(
+    model: "StableLM", tokenizer: "Tokenizer", prompts: Sequence[Prompt], kind: str | None
+) -> "PrefixCache | None":
     """What all prompts begin with, read; it stays as it is, so that a resumed file is the same file."""
     from stablelm.inference.prefix import PrefixCache, common_beginning
 

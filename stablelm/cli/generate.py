@@ -124,12 +124,18 @@ def generate(
         raise InputError("a --window reads a prompt of any length; leave --truncate left away.")
     if stats and (beams > 1 or best_of > 1 or window is not None):
         raise InputError("--stats measures plain writing, without --beams, --best-of and --window.")
-    kind = None if cache == "auto" else cache
-    how: dict[str, Any] = {"beams": beams, "length_penalty": length_penalty, "best_of": best_of,
-                           "window": window, "sinks": SINKS if sinks is None else sinks, "cache": kind}  # fmt: skip
+    precision = None if cache == "auto" else cache
+    how: dict[str, Any] = {
+        "beams": beams, "length_penalty": length_penalty, "best_of": best_of, "window": window,
+        "sinks": SINKS if sinks is None else sinks, "cache": precision,
+    }  # fmt: skip
     way = Decoding(
-        lookup, beams, length_penalty, best_of, None if window is None else Window(window, how["sinks"]),
-        cache=kind,
+        lookup,
+        beams,
+        length_penalty,
+        best_of,
+        None if window is None else Window(window, how["sinks"]),
+        cache=precision,
     )
     if save_prefix is not None:
         refuse_existing(save_prefix)
@@ -167,13 +173,13 @@ def generate(
     read, skipped = tokenizer.encode(text) or [tokenizer.eos_id], 0
     kept = None
     if prefix is not None:
-        kept = PrefixCache.load(prefix, network, kind)
+        kept = PrefixCache.load(prefix, network, precision)
         skipped = _skipped(prefix, kept, tokenizer, read, quiet)
     elif save_prefix is not None:
-        kept = PrefixCache(network, kind)
+        kept = PrefixCache(network, precision)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop or (), "prefix": kept,
-        "window": window, "sinks": how["sinks"], "cache": kind,
+        "window": window, "sinks": how["sinks"], "cache": precision,
     }  # fmt: skip
     drawn: list[int] = []
     times: list[float] = []
