@@ -120,10 +120,10 @@ class PrefixCache:
                     raise InputError(f"{path}: holds other tensors than this model's cache. {remedy}")
                 for name, tensor in wanted.items():
                     part = file.get_slice(name)
-                    found, kind = tuple(part.get_shape()), str(part.get_dtype())
-                    if found != tuple(tensor.shape) or kind != _NAMES.get(tensor.dtype):
+                    found, stored = tuple(part.get_shape()), str(part.get_dtype())
+                    if found != tuple(tensor.shape) or stored != _NAMES.get(tensor.dtype):
                         raise InputError(
-                            f"{path}: {name} is {kind} {list(found)}, the model computes "
+                            f"{path}: {name} is {stored} {list(found)}, the model computes "
                             f"{_NAMES.get(tensor.dtype)} {list(tensor.shape)}. {remedy}"
                         )
                 require_memory(model, 1, length, model.compute_dtype or model.dtype)
