@@ -7,6 +7,8 @@ model as it is in bf16, and packed in 8 and 4 bits. `transformers` in bf16; llam
 Needs the oracle environment:
 
     .venv-oracle/bin/python benchmarks/decode_cpu.py --preset stablelm-3b-4e1t --work /tmp/decode
+    … --prompt 3500 --cache int8                (llama.cpp takes q8_0 only where 32 divides the head)
+    … --only ours-int4 --batch 8
     .venv-oracle/bin/python benchmarks/decode_cpu.py --preset stablelm-1m --work /tmp/tiny --prompt 32 --new 4
 """
 
@@ -21,6 +23,7 @@ import torch
 from measure import interleave, peak_memory, ratio, summary, write_result
 
 from stablelm.planning import hardware
+from stablelm.planning.devices import copy_rate
 
 GGUF = {"bf16": "bf16", "q8_0": "q8_0", "q4_0": "q4_0"}
 
@@ -49,35 +52,34 @@ def make_models(work: Path, preset: str, tokenizer: str) -> dict[str, Path]:
     return paths
 
 
-def ours(path: str, threads: int):
+def ours(path: str, options: argparse.Namespace):
     """prefill(ids) → None, decode(count) → None."""
-    from stablelm.inference import KVCache
+    from stablelm.inference.cpu_runner import runner_for
     from stablelm.interchange import open_path
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     model, _ = open_path(path)
     state: dict = {}
 
     @torch.inference_mode()
     def prefill(ids: list[int], room: int) -> None:
-        state["cache"] = KVCache(model.config, 1, len(ids) + room, model.compute_dtype or model.dtype, "cpu")
-        hidden = model.hidden_states(torch.tensor([ids]), cache=state["cache"])
-        state["next"] = int(model.lm_head(hidden[:, -1]).argmax())
+        state["runner"] = runner_for(model, options.cache)
+        logits = state["runner"].prefill(torch.tensor([ids] * options.batch), None, len(ids) + room)
+        state["next"] = logits.argmax(-1)
 
     @torch.inference_mode()
     def decode(count: int) -> None:
         for _ in range(count):
-            hidden = model.hidden_states(torch.tensor([[state["next"]]]), cache=state["cache"])
-            state["next"] = int(model.lm_head(hidden[:, -1]).argmax())
+            state["next"] = state["runner"].step(state["next"]).argmax(-1)
 
     return prefill, decode
 
 
-def transformers_side(path: str, threads: int):
+def transformers_side(path: str, options: argparse.Namespace):
     """The same through `transformers`."""
     import transformers
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     state: dict = {}
 
@@ -95,13 +97,15 @@ def transformers_side(path: str, threads: int):
     return prefill, decode
 
 
-def llama_cpp(path: str, threads: int):
+def llama_cpp(path: str, options: argparse.Namespace):
     """The same through llama-cpp-python."""
     import llama_cpp
 
+    more = {"type_k": 8, "type_v": 8, "flash_attn": True} if options.cache == "int8" else {}  # 8 is q8_0
     model = llama_cpp.Llama(
-        path, n_ctx=4096, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads, verbose=False
-    )
+        path, n_ctx=4096, n_batch=512, n_ubatch=512, n_threads=options.threads,
+        n_threads_batch=options.threads, verbose=False, **more,
+    )  # fmt: skip
 
     def prefill(ids: list[int], room: int) -> None:
         model.reset()
@@ -114,10 +118,11 @@ def llama_cpp(path: str, threads: int):
     return prefill, decode
 
 
-def serve(name: str, path: str, threads: int, prompt: int, new: int, vocabulary: int) -> None:
+def serve(name: str, path: str, options: argparse.Namespace, vocabulary: int) -> None:
     """One side in its own process: a round for every line of standard input."""
     kinds = {"ours": ours, "transformers": transformers_side, "llama.cpp": llama_cpp}
-    prefill, decode = kinds[name.split("-")[0]](path, threads)
+    prefill, decode = kinds[name.split("-")[0]](path, options)
+    prompt, new = options.prompt, options.new
     ids = [
         int(i) for i in torch.randint(2, vocabulary, (prompt,), generator=torch.Generator().manual_seed(0))
     ]
@@ -145,12 +150,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=1, help="texts at once, of our sides")
+    parser.add_argument("--cache", choices=("int8", "bf16"), help="int8 is also q8_0 of llama.cpp")
     parser.add_argument("--name", default="decode_cpu", help="of the result")
     parser.add_argument("--serve", nargs=3, metavar=("NAME", "PATH", "VOCABULARY"), help="internal: one side")
     options = parser.parse_args()
     if options.serve:
         name, path, vocabulary = options.serve
-        serve(name, path, options.threads, options.prompt, options.new, int(vocabulary))
+        serve(name, path, options, int(vocabulary))
         return
     options.work.mkdir(parents=True, exist_ok=True)
     paths = make_models(options.work, options.preset, options.tokenizer)
@@ -158,7 +165,8 @@ def main() -> None:
     vocabulary = json.loads((paths["ours-bf16"] / "config.json").read_text())["vocab_size"]
     vocabulary = min(vocabulary, 50_277)  # the ids that the tokenizer has
     names = options.only or list(paths)
-    setting = [f"--{key}={getattr(options, key)}" for key in ("threads", "prompt", "new", "work")]
+    setting = [f"--{key}={getattr(options, key)}" for key in ("threads", "prompt", "new", "work", "batch")]
+    setting += [f"--cache={options.cache}"] if options.cache else []
     sides = {
         name: subprocess.Popen(
             [sys.executable, __file__, *setting, "--serve", name, str(paths[name]), str(vocabulary)],
@@ -182,17 +190,22 @@ def main() -> None:
         for name, side in sides.items():
             if side.stdout.readline() != "ready\n":
                 raise SystemExit(f"{name} did not start; its message is above.")
+        bandwidth = copy_rate(torch.device("cpu"))
         interleave({name: one(name) for name in names}, options.rounds)
     finally:
         for side in sides.values():
             side.stdin.close()
             side.wait(60)
-    prefill = {name: [r[0] / options.prompt for r in rounds] for name, rounds in found.items()}
-    decode = {name: [r[1] / options.new for r in rounds] for name, rounds in found.items()}
+    prefill = {
+        name: [r[0] / options.prompt / options.batch for r in rounds] for name, rounds in found.items()
+    }
+    decode = {name: [r[1] / options.new / options.batch for r in rounds] for name, rounds in found.items()}
+    setting = ("preset", "threads", "prompt", "new", "batch", "cache")
     result = {
-        "setting": {key: getattr(options, key) for key in ("preset", "threads", "prompt", "new")},
+        "setting": {key: getattr(options, key) for key in setting},
         "prefill_tokens_per_second": {n: 1 / summary(s)["median"] for n, s in prefill.items()},
         "decode_tokens_per_second": {n: 1 / summary(s)["median"] for n, s in decode.items()},
+        "copy_bytes_per_second": bandwidth,
         "peak_memory_bytes": {name: rounds[-1][2] for name, rounds in found.items()},
         "ratios": {
             f"{mine} : {other}": {

@@ -92,7 +92,7 @@ def answer_file(
         done = work / "done.jsonl"
         kept = _resume(work, settings, prompts, batch)
         if how.get("window") is None:
-            how = {**how, "prefix": _beginning(model, tokenizer, prompts)}
+            how = {**how, "prefix": _beginning(model, tokenizer, prompts, how.get("cache"))}
         began, first = time.perf_counter(), kept
         for start in range(kept, len(prompts), batch):
             some = prompts[start : start + batch]
@@ -117,14 +117,16 @@ def answer_file(
     say(f"{out}: {len(prompts):,} answers" + (f", {kept:,} of them from before" if kept else ""))
 
 
-def _beginning(model: "StableLM", tokenizer: "Tokenizer", prompts: Sequence[Prompt]) -> "PrefixCache | None":
+def _beginning(
+    model: "StableLM", tokenizer: "Tokenizer", prompts: Sequence[Prompt], kind: str | None
+) -> "PrefixCache | None":
     """What all prompts begin with, read; it stays as it is, so that a resumed file is the same file."""
     from stablelm.inference.prefix import PrefixCache, common_beginning
 
     shared = common_beginning([tokenizer.encode(one.text) for one in prompts])
     if len(prompts) == 1 or len(shared) < LEAST_SHARED:
         return None
-    prefix = PrefixCache(model)
+    prefix = PrefixCache(model, kind)
     prefix.read(shared)
     prefix.follows = False
     return prefix

@@ -44,10 +44,10 @@ def benchmark(
             f"{prompt_tokens + new_tokens:,}, and the model's context is {context:,}. Lower one of them."
         )
     speed = measure(network, prompt_tokens, new_tokens, rounds)
-    report = kernel_report(network.config, place, network.compute_dtype or network.dtype)
+    report = kernel_report(network, place)
     kernels = {
         "attention": f"{network.attention.name}: {network.attention.reason}",
-        "in_prefill": report["sdpa_in_prefill"], "in_decoding": report["sdpa_in_decoding"],
+        "in_prefill": report["sdpa_in_prefill"], "in_decoding": report["decoding"],
         "weights": report["quantised_weights"] if is_packed(network) else "PyTorch: dense products",
     }  # fmt: skip
     if network.attention.name != "sdpa":

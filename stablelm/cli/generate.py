@@ -79,6 +79,9 @@ def generate(
     lookup: Annotated[
         bool, typer.Option("--lookup", help="Read ahead what the text said before: the same, sooner.")
     ] = False,
+    cache: Annotated[
+        Literal["auto", "int8", "bf16"], typer.Option(help="Keys and values; auto: int8 for 4-bit models.")
+    ] = "auto",
     stats: Annotated[bool, typer.Option("--stats", help="Rates of prefill and decoding, GB/s.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No statistics on standard error.")] = False,
 ) -> None:
@@ -121,10 +124,18 @@ def generate(
         raise InputError("a --window reads a prompt of any length; leave --truncate left away.")
     if stats and (beams > 1 or best_of > 1 or window is not None):
         raise InputError("--stats measures plain writing, without --beams, --best-of and --window.")
-    how: dict[str, Any] = {"beams": beams, "length_penalty": length_penalty, "best_of": best_of,
-                           "window": window, "sinks": SINKS if sinks is None else sinks}  # fmt: skip
+    precision = None if cache == "auto" else cache
+    how: dict[str, Any] = {
+        "beams": beams, "length_penalty": length_penalty, "best_of": best_of, "window": window,
+        "sinks": SINKS if sinks is None else sinks, "cache": precision,
+    }  # fmt: skip
     way = Decoding(
-        lookup, beams, length_penalty, best_of, None if window is None else Window(window, how["sinks"])
+        lookup,
+        beams,
+        length_penalty,
+        best_of,
+        None if window is None else Window(window, how["sinks"]),
+        cache=precision,
     )
     if save_prefix is not None:
         refuse_existing(save_prefix)
@@ -162,13 +173,13 @@ def generate(
     read, skipped = tokenizer.encode(text) or [tokenizer.eos_id], 0
     kept = None
     if prefix is not None:
-        kept = PrefixCache.load(prefix, network)
+        kept = PrefixCache.load(prefix, network, precision)
         skipped = _skipped(prefix, kept, tokenizer, read, quiet)
     elif save_prefix is not None:
-        kept = PrefixCache(network)
+        kept = PrefixCache(network, precision)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop or (), "prefix": kept,
-        "window": window, "sinks": how["sinks"],
+        "window": window, "sinks": how["sinks"], "cache": precision,
     }  # fmt: skip
     drawn: list[int] = []
     times: list[float] = []

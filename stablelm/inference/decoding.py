@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stablelm.config import InputError
+from stablelm.inference.cpu_runner import token_bytes
 from stablelm.inference.prefix import PrefixCache, PrefixRunner
 from stablelm.inference.runner import Runner, require_memory
 from stablelm.inference.sampling import Sampling
@@ -33,6 +34,8 @@ class Decoding:
     """What is seen of a text beyond the context (`window.py`)."""
     prefix: PrefixCache | None = None
     """What was read before (`prefix.py`)."""
+    cache: str | None = None
+    """Precision of keys and values in the CPU kernels (`cpu_runner.py`); a prefix has its own."""
 
     def __post_init__(self) -> None:
         for name in ("beams", "best_of"):
@@ -50,6 +53,8 @@ class Decoding:
         if self.lookup and any(others.values()):
             clash = next(name for name, given in others.items() if given)
             raise InputError(f"lookup reads ahead for one plain text; it does not go with {clash}.")
+        if self.window is not None and self.cache is not None:
+            raise InputError("a window has keys and values as the network computes them; leave cache away.")
         if self.window is not None and self.prefix is not None:
             raise InputError("a window forgets what a prefix keeps; leave one of them away.")
 
@@ -81,14 +86,20 @@ class Decoding:
             return None
         if self.prefix.model is not model:
             raise InputError("the prefix was made for another model; make one with PrefixCache(model).")
+        if self.cache not in (None, self.prefix.kind):
+            raise InputError("the prefix has keys and values of another kind; give cache to PrefixCache.")
         return PrefixRunner(self.prefix)
 
     def reserve(self, model: StableLM, length: int) -> None:
         """`InputError` when the rows that a prompt becomes (samples or beams) would not fit."""
         rows = max(self.best_of, self.beams)
         if rows > 1:
-            capacity = length if self.window is None else self.window.slots(length)
-            require_memory(model, rows, capacity, model.compute_dtype or model.dtype)
+            dtype = model.compute_dtype or model.dtype
+            if self.window is None:
+                require_memory(model, rows, length, token_bytes(model, self.cache))
+            else:
+                token = model.config.kv_bytes_per_token(dtype.itemsize)
+                require_memory(model, rows, self.window.slots(length), token)
 
 
 PLAIN = Decoding()

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from stablelm.config import InputError
 from stablelm.inference.beams import Stops, best_ids, never
+from stablelm.inference.cpu_runner import runner_for
 from stablelm.inference.decoding import PLAIN, Decoding, OnToken, each_alone, nothing
 from stablelm.inference.prefix import PrefixCache
-from stablelm.inference.runner import ModelRunner, Runner
+from stablelm.inference.runner import Runner
 from stablelm.inference.sampling import Sampling, choose
 from stablelm.inference.speculation import LookupRunner
 from stablelm.inference.stopping import StopMatcher
@@ -31,16 +32,18 @@ def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
     model: StableLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = ...,
     temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
     repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
-    sampling: Sampling | None = ..., lookup: bool = ..., beams: int = ..., length_penalty: float = ...,
-    best_of: int = ..., window: int | None = ..., sinks: int = ..., prefix: PrefixCache | None = ...,
+    sampling: Sampling | None = ..., lookup: bool = ..., cache: str | None = ..., beams: int = ...,
+    length_penalty: float = ..., best_of: int = ..., window: int | None = ..., sinks: int = ...,
+    prefix: PrefixCache | None = ...,
 ) -> str: ...  # fmt: skip
 @overload
 def generate(
     model: StableLM, tokenizer: Tokenizer, prompt: Sequence[str], *, max_new_tokens: int = ...,
     temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...,
     repetition_penalty: float = ..., seed: int | None = ..., stop: str | Sequence[str] = ...,
-    sampling: Sampling | None = ..., lookup: bool = ..., beams: int = ..., length_penalty: float = ...,
-    best_of: int = ..., window: int | None = ..., sinks: int = ..., prefix: PrefixCache | None = ...,
+    sampling: Sampling | None = ..., lookup: bool = ..., cache: str | None = ..., beams: int = ...,
+    length_penalty: float = ..., best_of: int = ..., window: int | None = ..., sinks: int = ...,
+    prefix: PrefixCache | None = ...,
 ) -> list[str]: ...  # fmt: skip
 def generate(
     model: StableLM,
@@ -57,6 +60,7 @@ def generate(
     stop: str | Sequence[str] = (),
     sampling: Sampling | None = None,
     lookup: bool = False,
+    cache: str | None = None,
     beams: int = 1,
     length_penalty: float = 1.0,
     best_of: int = 1,
@@ -70,7 +74,8 @@ def generate(
     It ends before the first `stop` string, at the end-of-text token, or after `max_new_tokens`. temperature 0
     is greedy; prompt i of a list draws with seed + i, so it gets the text that it would get alone with that
     seed. `sampling` gives every setting there is at once, instead of those named here. `lookup` (one prompt
-    alone) is faster where the text repeats what it holds already, see speculation.py.
+    alone) is faster where the text repeats what it holds already, see speculation.py. `cache` is the
+    precision of keys and values in the CPU kernels: "int8", "bf16", "fp32", or None, that of cpu_runner.py.
 
     `beams` above 1 searches for a likely text instead of drawing one, see beams.py. `best_of` draws so many,
     with seed, seed + 1, …, and returns the one whose tokens have the highest mean log-probability (the
@@ -81,7 +86,7 @@ def generate(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
     size = None if window is None else Window(window, sinks)
-    way = Decoding(lookup, beams, length_penalty, best_of, size, prefix)
+    way = Decoding(lookup, beams, length_penalty, best_of, size, prefix, cache)
 
     def begin(
         rows: Sequence[str], own: Sampling, on_token: OnToken, nats: list[Tensor] | None
@@ -112,6 +117,7 @@ def stream(
     stop: str | Sequence[str] = (),
     sampling: Sampling | None = None,
     lookup: bool = False,
+    cache: str | None = None,
     window: int | None = None,
     sinks: int = SINKS,
     prefix: PrefixCache | None = None,
@@ -124,7 +130,8 @@ def stream(
     if not isinstance(prompt, str):
         raise InputError("stream writes one text; give it one string, or several to generate.")
     sampling = _one(sampling, Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed))
-    way = Decoding(lookup, window=None if window is None else Window(window, sinks), prefix=prefix)
+    size = None if window is None else Window(window, sinks)
+    way = Decoding(lookup, window=size, prefix=prefix, cache=cache)
     pieces = _pieces(
         model, tokenizer, [prompt], max_new_tokens, sampling, stop, way, lambda row, token: on_token(token)
     )
@@ -141,6 +148,7 @@ def generate_ids(
     eos_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
     real_ids: int | None = None,
+    cache: str | None = None,
     way: Decoding | None = None,
 ) -> Tensor:
     """input_ids [B, S] → [B, S + N]: the prompt and N ≤ max_new_tokens new ids, on the model's device.
@@ -158,7 +166,7 @@ def generate_ids(
     rows = [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
     ends = [model.config.eos_token_id] if eos_ids is None else list(eos_ids)
     pad = pad_id if pad_id is not None else ends[0] if ends else model.config.eos_token_id
-    sampling, way = sampling or Sampling(temperature=0.0), way or PLAIN
+    sampling, way = sampling or Sampling(temperature=0.0), way or Decoding(cache=cache)
     if way.best_of > 1:
         raise InputError("best_of returns one text of several; call generate.")
     parts: list[Tensor] = []
@@ -287,7 +295,8 @@ def _new_ids(
     if not rows:
         return iter(())
     way.reserve(model, max(map(len, rows)) + count - 1)
-    runner = way.runner(model) or (LookupRunner(model) if way.lookup else ModelRunner(model))
+    plain = LookupRunner if way.lookup else runner_for
+    runner = way.runner(model) or plain(model, way.cache)
     if way.beams > 1:
         settings = (way.beams, way.length_penalty, sampling, bias, ends, stopped, model.device)
         return best_ids(runner, rows[0], count, *settings)

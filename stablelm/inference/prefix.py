@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stablelm.config import InputError
-from stablelm.inference.runner import ModelRunner, Runner, require_memory
+from stablelm.inference.cpu_runner import runner_for, token_bytes
+from stablelm.inference.runner import Runner, require_memory
 from stablelm.model import StableLM
 from stablelm.storage import atomic_file, fingerprint, refuse_existing
 
@@ -58,12 +59,17 @@ class PrefixCache:
     holds prompt and answer, ready for the next turn of a conversation. Several prompts share it and leave it
     as it is."""
 
-    def __init__(self, model: StableLM, make: Callable[[StableLM], Resumable] = ModelRunner) -> None:
-        self.model, self.make = model, make
+    def __init__(self, model: StableLM, kind: str | None = None) -> None:
+        """`kind`: the precision of keys and values, as `runner_for` takes it."""
+        self.model, self.kind = model, kind
         self.ids: list[int] = []
         self.follows = True
         """Whether it moves on with each single prompt; False leaves it as it is."""
         self._state: Callable[[int], Mapping[str, Tensor]] = lambda length: {}
+
+    def make(self) -> Resumable:
+        """A runner that reads this."""
+        return runner_for(self.model, self.kind)
 
     def read(self, ids: Sequence[int]) -> None:
         """Computes and holds these ids (at least one)."""
@@ -96,11 +102,10 @@ class PrefixCache:
             save_file(tensors, file.name, notes)
 
     @classmethod
-    def load(
-        cls, path: str | Path, model: StableLM, make: Callable[[StableLM], Resumable] = ModelRunner
-    ) -> "PrefixCache":
+    def load(cls, path: str | Path, model: StableLM, kind: str | None = None) -> "PrefixCache":
         """From a file; `InputError` for another model's, another precision's, and a damaged one."""
         remedy = "Make it again with --save-prefix."
+        cache = cls(model, kind)
         try:
             open(path, "rb").close()  # whose error says why
             with safe_open(str(path), framework="pt") as file:
@@ -115,18 +120,18 @@ class PrefixCache:
                 length = _length(file, names)
                 if not 0 < length <= model.config.max_position_embeddings:
                     raise InputError(f"{path}: its ids are damaged. {remedy}")
-                wanted = make(model).layout(length)
+                wanted = cache.make().layout(length)
                 if names - {"ids"} != set(wanted):
                     raise InputError(f"{path}: holds other tensors than this model's cache. {remedy}")
                 for name, tensor in wanted.items():
                     part = file.get_slice(name)
-                    found, kind = tuple(part.get_shape()), str(part.get_dtype())
-                    if found != tuple(tensor.shape) or kind != _NAMES.get(tensor.dtype):
+                    found, stored = tuple(part.get_shape()), str(part.get_dtype())
+                    if found != tuple(tensor.shape) or stored != _NAMES.get(tensor.dtype):
                         raise InputError(
-                            f"{path}: {name} is {kind} {list(found)}, the model computes "
+                            f"{path}: {name} is {stored} {list(found)}, the model computes "
                             f"{_NAMES.get(tensor.dtype)} {list(tensor.shape)}. {remedy}"
                         )
-                require_memory(model, 1, length, model.compute_dtype or model.dtype)
+                require_memory(model, 1, length, token_bytes(model, kind))
                 tensors = {name: file.get_tensor(name) for name in (*wanted, "ids")}
         except (SafetensorError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -135,7 +140,6 @@ class PrefixCache:
         damaged = digest({**tensors, "ids": ids}) != notes.get("content")
         if damaged or not 0 <= int(ids.min()) <= int(ids.max()) < model.config.vocab_size:
             raise InputError(f"{path}: damaged: its content is not what was written. {remedy}")
-        cache = cls(model, make)
         cache.hold(ids.tolist(), lambda length: tensors)
         return cache
 
@@ -159,7 +163,7 @@ class PrefixRunner:
 
     def __init__(self, cache: PrefixCache) -> None:
         self.cache = cache
-        self.inner = cache.make(cache.model)
+        self.inner = cache.make()
         self.skipped = 0
         """Tokens of each prompt that were not read."""
         self._follows = False
@@ -173,8 +177,7 @@ class PrefixRunner:
         if not shared:
             logits = inner.prefill(ids, mask, capacity)
         else:
-            dtype = cache.model.compute_dtype or cache.model.dtype
-            require_memory(cache.model, len(rows), capacity, dtype)
+            require_memory(cache.model, len(rows), capacity, token_bytes(cache.model, cache.kind))
             inner.resume(cache.state(), len(cache.ids), max(capacity, len(cache.ids)))
             inner.trim(shared)
             if len(rows) > 1:

@@ -148,17 +148,12 @@ def few(packed: Packed, x: Tensor) -> Tensor:
 
 
 def many(packed: Packed, x: Tensor) -> Tensor:
-    """x [B, K] → x Wᵀ [B, N] for many rows: W as 8-bit rows, x as 8 bits a row, one integer product."""
+    """x [B, K] → x Wᵀ [B, N] for many rows: one product of 8-bit numbers. In the dtype of x or float32."""
     try:
-        from stablelm.kernels.cpu.rounding import as_rows
+        from stablelm.kernels.cpu.prefill import product_of_many
     except ImportError:
         return x.float() @ dense(packed).T
-    levels, steps = as_rows(packed)
-    values = x.float()
-    largest = values.abs().amax(1, keepdim=True)
-    scale = (largest / 127).clamp(min=1e-30)
-    whole = (values / scale).round().to(torch.int8)
-    return torch._int_mm(whole, levels.T).float() * scale * steps
+    return product_of_many(packed, x)
 
 
 def kernels_in_use() -> str:

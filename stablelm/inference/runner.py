@@ -34,6 +34,10 @@ class Runner(Protocol):
         """One more token for each row, ids [B] → logits [B, V], float32."""
         ...
 
+    def read(self, ids: Tensor) -> Tensor:
+        """Several more tokens of each row, ids [B, S] → the logits after each [B, S, V], float32."""
+        ...
+
     def trim(self, length: int) -> None:
         """Forgets what was read after the first `length` positions."""
         ...
@@ -105,8 +109,13 @@ class ModelRunner:
         self._cache.fill(state, length)
 
     def _start(self, batch: int, capacity: int) -> None:
-        require_memory(self.model, batch, capacity, self.model.compute_dtype or self.model.dtype)
+        require_memory(self.model, batch, capacity, self._token)
         self._cache, self._mask = self._empty(batch, capacity, self.model.device), None
+
+    @property
+    def _token(self) -> int:
+        dtype = self.model.compute_dtype or self.model.dtype
+        return self.model.config.kv_bytes_per_token(dtype.itemsize)
 
     def _empty(self, batch: int, capacity: int, device: torch.device | str) -> KVCache:
         model = self.model
@@ -131,9 +140,10 @@ class ModelRunner:
         return self.model.hidden_states(ids, read, self._cache)
 
 
-def require_memory(model: StableLM, batch: int, capacity: int, dtype: torch.dtype) -> None:
-    """`InputError` when the cache of `batch` texts of `capacity` tokens exceeds the free memory."""
-    needed = batch * capacity * model.config.kv_bytes_per_token(dtype.itemsize)
+def require_memory(model: StableLM, batch: int, capacity: int, token: int) -> None:
+    """`InputError` when the cache of `batch` texts of `capacity` tokens, of `token` bytes each, exceeds the
+    free memory."""
+    needed = batch * capacity * token
     free = free_memory(model.device)
     if free is not None and needed > free:
         raise InputError(

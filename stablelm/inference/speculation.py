@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stablelm.inference.runner import ModelRunner
+from stablelm.inference.cpu_runner import runner_for
 from stablelm.model import StableLM
 
 LONGEST, SHORTEST = 4, 2
@@ -23,11 +23,12 @@ GIVE_UP = 0.25
 """Guesses end when a pass is expected to save fewer tokens than this."""
 
 
-class LookupRunner(ModelRunner):
+class LookupRunner:
     """A `Runner` for one text that answers from logits it has read ahead, where the guess was right."""
 
-    def __init__(self, model: StableLM) -> None:
-        super().__init__(model)
+    def __init__(self, model: StableLM, cache: str | None = None) -> None:
+        self.under = runner_for(model, cache)
+        """What reads."""
         self.text: list[int] = []
         self.passes = 0
         """Of the network, after the prompt."""
@@ -45,7 +46,7 @@ class LookupRunner(ModelRunner):
         self._capacity = capacity
         for token in ids[0].tolist():
             self._append(token)
-        return super().prefill(ids, mask, capacity)
+        return self.under.prefill(ids, mask, capacity)
 
     def step(self, ids: Tensor) -> Tensor:
         """See `Runner`."""
@@ -58,17 +59,21 @@ class LookupRunner(ModelRunner):
         self._guess = self._next_guess()
         self.passes += 1
         if not self._guess:
-            return super().step(ids)
+            return self.under.step(ids)
         guess = torch.tensor([self._guess], dtype=ids.dtype, device=ids.device)
-        self._ahead = list(self.read(torch.cat((ids[:, None], guess), dim=1)).unbind(1))
+        self._ahead = list(self.under.read(torch.cat((ids[:, None], guess), dim=1)).unbind(1))
         return self._ahead[0]
+
+    def read(self, ids: Tensor) -> Tensor:
+        """See `Runner`; what is read so is not guessed from."""
+        return self.under.read(ids)
 
     def trim(self, length: int) -> None:
         """See `Runner`."""
         del self.text[length:]
         self._guess, self._ahead, self._right = [], [], 0
         self._places = {words: place for words, place in self._places.items() if place < length}
-        super().trim(length)
+        self.under.trim(length)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """See `Runner`; one row stays one row."""
@@ -83,7 +88,7 @@ class LookupRunner(ModelRunner):
 
     def _learn(self) -> None:
         """Ends a guess: forgets the wrong part of what was read, and adapts."""
-        super().trim(len(self.text) - 1)
+        self.under.trim(len(self.text) - 1)
         whole = self._right == len(self._guess)
         self._size = min(MOST, 2 * self._size) if whole else max(SHORTEST, self._right + 1)
         self.saved += 0.1 * (self._right - self.saved)

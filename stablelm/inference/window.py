@@ -201,7 +201,9 @@ class WindowRunner:
         assert mask is None
         model, batch = self.model, ids.shape[0]
         dtype = model.compute_dtype or model.dtype
-        require_memory(model, batch, self.window.slots(capacity), dtype)
+        require_memory(
+            model, batch, self.window.slots(capacity), model.config.kv_bytes_per_token(dtype.itemsize)
+        )
         self._cache = WindowCache(
             model.config, self.window, batch, capacity, dtype, model.device, model.attention.function
         )

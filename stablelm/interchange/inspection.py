@@ -56,7 +56,7 @@ def describe(path: str | Path, *, verify: bool = False, kernels: torch.device | 
         about = _directory(path, verify) if path.is_dir() else _file(path, index.is_file(), verify)
     if kernels is not None:
         model, _ = open_path(path, None, "meta")  # reads no weights
-        about["kernels"] = kernel_report(model.config, kernels, model.dtype)
+        about["kernels"] = kernel_report(model, kernels)
     return {"kind": about.pop("kind"), "path": str(path), **about}
 
 

@@ -10,7 +10,9 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from stablelm.config import ModelConfig
+from stablelm.inference.cpu_runner import decoding
 from stablelm.inference.quantization import kernels_in_use
+from stablelm.model import StableLM
 from stablelm.model.backends import choose
 
 _WISHES = {
@@ -21,9 +23,10 @@ _WISHES = {
 _TOKENS = 16
 
 
-def kernel_report(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def kernel_report(model: StableLM, device: torch.device) -> dict[str, Any]:
     """Facts: for every `attn_implementation`, the kernel chosen and the reason; then what PyTorch takes for
     `sdpa` in prefill (causal), decoding (one query) and with padding (a mask)."""
+    config, dtype = model.config, model.compute_dtype or model.dtype
     wishes = {}
     for shown, wish in _WISHES.items():
         backend = choose(wish, device, dtype)
@@ -36,6 +39,7 @@ def kernel_report(config: ModelConfig, device: torch.device, dtype: torch.dtype)
         "sdpa_in_decoding": _fused(config, device, dtype, 1, masked=False),
         "sdpa_with_padding": _fused(config, device, dtype, _TOKENS, masked=True),
         "quantised_weights": kernels_in_use(),
+        "decoding": decoding(model, device),
         "everything_else": "PyTorch operators (rotary, LayerNorm, SwiGLU, head)",
     }
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from stablelm.inference.runner import ModelRunner, Runner
+from stablelm.inference.cpu_runner import runner_for, token_bytes
+from stablelm.inference.runner import Runner
 from stablelm.model import StableLM
 from stablelm.planning.devices import copy_rate
 
@@ -61,8 +62,7 @@ class Speed:
 def bytes_per_token(model: StableLM, length: float) -> float:
     """Bytes read to write one token after `length` tokens: the weights but the embedding, keys and values."""
     weights: int = sum(t.nbytes for name, t in model.state_dict().items() if "embed_tokens" not in name)
-    element = (model.compute_dtype or model.dtype).itemsize
-    return weights + length * model.config.kv_bytes_per_token(element)
+    return weights + length * token_bytes(model)
 
 
 def speed_of(model: StableLM, prompt_tokens: int, began: float, times: list[float]) -> Speed:
@@ -81,7 +81,7 @@ def measure(model: StableLM, prompt_tokens: int, new_tokens: int, rounds: int = 
     ids = torch.randint(model.config.vocab_size, (1, prompt_tokens), generator=generator).to(model.device)
     found: list[Speed] = []
     for _ in range(rounds + 1):
-        runner: Runner = ModelRunner(model)
+        runner: Runner = runner_for(model)
         times: list[float] = []
         began = _clock(model.device)
         logits = runner.prefill(ids, None, prompt_tokens + new_tokens)

@@ -66,8 +66,8 @@ def made(monkeypatch):
     runners = []
 
     class Kept(LookupRunner):
-        def __init__(self, model):
-            super().__init__(model)
+        def __init__(self, *given):
+            super().__init__(*given)
             runners.append(self)
 
     monkeypatch.setattr(loop, "LookupRunner", Kept)
@@ -76,7 +76,7 @@ def made(monkeypatch):
 
 def copying(text, made):
     model = network()
-    model.lm_head = Copier(lambda: made[-1]._cache.length, text)
+    model.lm_head = Copier(lambda: made[-1].under._cache.length, text)
     return model
 
 
@@ -98,7 +98,7 @@ def test_what_was_guessed_wrong_is_read_again_right(made):
     model = copying(text, made)
     assert ids_of(model, text[:30], 145, Sampling(temperature=0.0), True) == text[30:175]
     runner = made[-1]
-    assert runner._cache.length <= runner._cache.capacity and runner.passes < 120
+    assert runner.under._cache.length <= runner.under._cache.capacity and runner.passes < 120
 
 
 def test_it_gives_up_where_guesses_fail(made):
@@ -135,7 +135,7 @@ def test_runner_logits_are_those_of_a_plain_one():
 def test_the_last_tokens_fit_the_cache(made):
     """Guesses stop at what was asked for, also when that is all of the context."""
     model = StableLM(preset("stablelm-1m", num_hidden_layers=1, vocab_size=64, max_position_embeddings=48))
-    model.lm_head = Copier(lambda: made[-1]._cache.length, [5, 6] * 30)
+    model.lm_head = Copier(lambda: made[-1].under._cache.length, [5, 6] * 30)
     for count in (1, 2, 3, 44):
         assert ids_of(model, [5, 6, 5, 6], count, Sampling(temperature=0.0), True) == ([5, 6] * 30)[:count]
 

@@ -28,11 +28,14 @@ def sources() -> str:
     return total.hexdigest()
 
 
-def compiled(parallel: bool = False) -> Callable[[F], F]:
-    """A function in machine code, made at its first call and kept; free to reorder float sums."""
+def compiled(parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
+    """A function in machine code, made at its first call and kept.
+
+    Free to reorder float sums, differently wherever it is inlined, unless `exact`: then the same numbers give
+    the same bits, whoever calls."""
 
     def make(function: F) -> F:
-        fast: Any = njit(cache=True, nogil=True, parallel=parallel, fastmath=_FLOATS)(function)
+        fast: Any = njit(cache=True, nogil=True, parallel=parallel, fastmath=not exact and _FLOATS)(function)
         kept = fast._cache._cache_file
         assert hasattr(kept, "_source_stamp"), (
             "Numba's cache has changed: find where it compares the file's stamp"

@@ -4,10 +4,10 @@ A matrix lies in tiles of 16 rows, so that a vector register holds 16 rows and n
 tile the columns follow each other, 64 bytes at a time:
   4 bits   16 rows × 4 columns in the low nibbles, the next 4 columns in the high ones; level + 8
   8 bits   16 rows × 4 columns; level + 128
-  bf16     16 rows × 2 columns
 Scales are bfloat16, [tile, group, 16 rows]: levels are chosen after the scale is rounded, so its precision
 costs nothing, its range never overflows, and reading it is a shift on every CPU. Rows are padded to 32 (two
-tiles go together) and columns to the group (32 for bf16), with zeros. Rejected: rows one after the other (a
+tiles go together) and columns to the group, with zeros.
+bfloat16 matrices stay as PyTorch keeps them. Rejected: rows one after the other (a
 horizontal sum a row), float16 scales (a library call where the CPU lacks F16C)."""
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor
 TILE = 16
 GROUPS = (32, 64, 128)
 DENSE = 16
-"""`bits` of a matrix that is kept as bfloat16."""
+"""`bits` of a bfloat16 matrix, which is not packed."""
 
 SMALLEST = 1e-30
 """Activations of a group that are all below this count as zeros: 127 divided by it is still finite."""
@@ -29,7 +29,7 @@ class Packed:
     """A matrix W [rows, columns] in tiles."""
 
     bits: int
-    """4, 8, or 16 for bfloat16 (which has no scales)."""
+    """4 or 8."""
     group: int
     rows: int
     columns: int
@@ -52,7 +52,7 @@ class Packed:
 def shapes(rows: int, columns: int, bits: int, group: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of `weight` and `scale` of a packed matrix."""
     tiles, groups = -(-rows // (2 * TILE)) * 2, -(-columns // group)
-    return (tiles, TILE * groups * group * bits // 8), (tiles, 0 if bits == DENSE else groups, TILE)
+    return (tiles, TILE * groups * group * bits // 8), (tiles, groups, TILE)
 
 
 def pack(levels: Tensor, scale: Tensor, bits: int, group: int) -> Packed:
@@ -63,14 +63,6 @@ def pack(levels: Tensor, scale: Tensor, bits: int, group: int) -> Packed:
     steps = torch.nn.functional.pad(scale.to(torch.bfloat16), (0, 0, 0, -rows % (2 * TILE)))  # [N', groups]
     steps = steps.view(-1, TILE, steps.shape[1]).transpose(1, 2).contiguous()  # [tiles, groups, 16]
     return Packed(bits, group, rows, columns, _bytes(raw.to(torch.uint8), bits), steps)
-
-
-def pack_dense(weight: Tensor) -> Packed:
-    """W [N, K] → bfloat16 tiles."""
-    raw = _tiles(weight.to(torch.bfloat16), 32, 0)
-    raw = raw.view(*raw.shape[:2], -1, 2).transpose(1, 2).contiguous()  # [tiles, K/2, 16, 2]
-    none = torch.empty(len(raw), 0, TILE, dtype=torch.bfloat16)
-    return Packed(DENSE, 32, weight.shape[0], weight.shape[1], raw.view(torch.uint8).flatten(1), none)
 
 
 def unpack(packed: Packed) -> tuple[Tensor, Tensor]:
@@ -88,9 +80,6 @@ def unpack(packed: Packed) -> tuple[Tensor, Tensor]:
 
 def dense(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     """W [N, K] as the packed matrix means it."""
-    if packed.bits == DENSE:
-        raw = packed.weight.view(torch.bfloat16).view(len(packed.weight), -1, TILE, 2).transpose(1, 2)
-        return raw.flatten(2).flatten(0, 1)[: packed.rows, : packed.columns].to(dtype)
     levels, scale = unpack(packed)
     wide = scale.repeat_interleave(packed.group, 1)[:, : packed.columns]
     return (levels * wide).to(dtype)
@@ -104,12 +93,12 @@ def quantize_activations(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return (x * inverse.unsqueeze(2)).round(), largest / 127
 
 
-def plain_product(packed: Packed, x: Tensor) -> Tensor:
+def plain_product(packed: Packed | Tensor, x: Tensor) -> Tensor:
     """x [B, K] → x Wᵀ [B, N] in float32, by the arithmetic that the kernels are held to.
 
-    With 4 and 8 bits the activations are rounded to 8 bits a group, as the kernels round them."""
-    if packed.bits == DENSE:
-        return x.float() @ dense(packed).T
+    With a packed matrix the activations are rounded to 8 bits a group, as the kernels round them."""
+    if isinstance(packed, Tensor):
+        return x.float() @ packed.float().T
     whole, steps = quantize_activations(x, packed.group)
     levels, scale = unpack(packed)
     wide = torch.nn.functional.pad(levels.float(), (0, packed.padded - packed.columns))

@@ -17,12 +17,24 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from stablelm.kernels.cpu.compilation import compiled, use_threads
-from stablelm.kernels.cpu.packing import DENSE, SMALLEST, Packed
-from stablelm.kernels.cpu.vectors import BYTES, F32, FLOATS, I16, I32, I64, INTS, LANES, Emitter, each
+from stablelm.kernels.cpu.packing import DENSE, GROUPS, Packed
+from stablelm.kernels.cpu.rows import BLOCK, ready
+from stablelm.kernels.cpu.vectors import (
+    BYTES,
+    F32,
+    FLOATS,
+    I16,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    Emitter,
+    each,
+    emitted,
+)  # fmt: skip
 
 MOST_ROWS = 16
 """Rows of x up to which a product is bound by memory, and these kernels are the fastest way."""
-_BLOCK = 32
 _AHEAD = 1536
 
 
@@ -41,7 +53,7 @@ def _tiles(bits: int, rows: int) -> Any:
             given[place] = builder.add(given[place], builder.mul(given[stride], times))
         given[11] = builder.add(given[11], builder.mul(tile, I64(4 * LANES)))
         given[11] = builder.add(given[11], builder.mul(given[12], row))
-        (write_dense if bits == DENSE else write_whole)(e, given)
+        write_whole(e, given)
         return context.get_dummy_value()
 
     def write_whole(e: Emitter, args: Any) -> None:
@@ -72,7 +84,7 @@ def _tiles(bits: int, rows: int) -> Any:
                         for tile in range(tiles):
                             which = row * tiles + tile
                             sums[which] = e.dot(sums[which], parts[tile][place], four_x)
-            return [b.add(w_at, I64(64 * chunks)), b.add(x_at, I64(_BLOCK)), *sums]
+            return [b.add(w_at, I64(64 * chunks)), b.add(x_at, I64(BLOCK)), *sums]
 
         def group(state: list[Any]) -> list[Any]:
             w_at, x_at, s_at, step_at, correction_at, *totals = state
@@ -94,35 +106,6 @@ def _tiles(bits: int, rows: int) -> Any:
         _, _, _, _, _, *totals = e.loop(groups, [w, x, s, step, correction, *[zero] * (rows * tiles)], group)
         finish(e, totals, out, out_row)
 
-    def write_dense(e: Emitter, args: Any) -> None:
-        b = e.b
-        w, w_tile, _, _, x, x_row, _, _, _, groups, _, out, out_row = args
-        zero = ir.Constant(FLOATS, [0.0] * LANES)
-        top = each(-65536)
-
-        def block(state: list[Any]) -> list[Any]:
-            w_at, x_at, *sums = state
-            for chunk in range(8):
-                parts = []
-                for tile in range(tiles):
-                    start = b.add(w_at, b.mul(w_tile, I64(tile))) if tile else w_at
-                    e.prefetch(start, _AHEAD + 64 * chunk)
-                    raw = e.load(INTS, start, 64 * chunk)
-                    parts.append(
-                        (b.bitcast(b.shl(raw, each(16)), FLOATS), b.bitcast(b.and_(raw, top), FLOATS))
-                    )
-                for row in range(rows):
-                    at = b.add(x_at, b.mul(x_row, I64(row))) if row else x_at
-                    for place in range(2):
-                        one = e.splat(e.load(F32, at, 4 * (2 * chunk + place)))
-                        for tile in range(tiles):
-                            which = (row * tiles + tile) * 2 + place
-                            sums[which] = e.fma(sums[which], parts[tile][place], one)
-            return [b.add(w_at, I64(512)), b.add(x_at, I64(64)), *sums]
-
-        _, _, *sums = e.loop(b.mul(groups, I64(2)), [w, x, *[zero] * (rows * tiles * 2)], block)
-        finish(e, [b.fadd(*sums[2 * i : 2 * i + 2]) for i in range(rows * tiles)], out, out_row)
-
     def finish(e: Emitter, totals: list[Any], out: Any, out_row: Any) -> None:
         for row in range(rows):
             for tile in range(tiles):
@@ -137,111 +120,190 @@ def _tiles(bits: int, rows: int) -> Any:
 
 _four1, _four2, _four4, _four8 = (_tiles(4, 1 << power) for power in range(4))
 _eight1, _eight2, _eight4, _eight8 = (_tiles(8, 1 << power) for power in range(4))
-_dense1, _dense2, _dense4, _dense8 = (_tiles(DENSE, 1 << power) for power in range(4))
 
 
-@compiled()
-def round_activations(x: Any, group: int, offset: int, whole: Any, steps: Any, corrections: Any) -> None:
-    """x [B, K] → whole int8 [B, K'], steps float32 [B, groups], corrections int32 = −offset · Σ whole."""
-    for row in range(x.shape[0]):
-        for g in range(steps.shape[1]):
-            start = g * group
-            end = min(start + group, x.shape[1])
-            largest, wrong = np.float32(0), np.float32(0)
-            for k in range(start, end):
-                largest = max(largest, abs(x[row, k]))
-                wrong += x[row, k] * np.float32(0)  # NaN if any value is not finite, so that it is seen later
-            inverse = np.float32(127) / largest if largest > SMALLEST else np.float32(0)
-            total = np.int32(0)
-            for k in range(start, end):
-                level = np.int32(np.rint(x[row, k] * inverse))
-                whole[row, k] = level
-                total += level
-            for k in range(end, start + group):
-                whole[row, k] = 0
-            steps[row, g] = largest / np.float32(127) + wrong
-            corrections[row, g] = -offset * total
+def _lines(rows: int) -> Any:
+    """The code for four rows of a bfloat16 matrix and `rows` rows of x: f(table, row of W, row of x)."""
+    lines = 4
+
+    def write(e: Emitter, table: Any, line: Any, row: Any) -> None:
+        b = e.b
+        given = [e.load(I64, table, 8 * place) for place in range(13)]
+        w, w_line, x, x_row, blocks, out, out_row = (given[place] for place in (0, 1, 4, 5, 9, 11, 12))
+        w = [b.add(w, b.mul(w_line, b.add(line, I64(place)))) for place in range(lines)]
+        x = [b.add(x, b.mul(x_row, b.add(row, I64(place)))) for place in range(rows)]
+        zero, top = ir.Constant(FLOATS, [0.0] * LANES), each(-65536)
+
+        def block(state: list[Any]) -> list[Any]:
+            at, *sums = state
+            x_at = b.add(at, at)  # an element of x is twice as long
+            parts = [[e.load(FLOATS, b.add(one, x_at), 64 * odd) for odd in (0, 1)] for one in x]
+            for place, one in enumerate(w):
+                start = b.add(one, at)
+                e.prefetch(start, _AHEAD)
+                raw = e.load(INTS, start)
+                halves = (b.bitcast(b.shl(raw, each(16)), FLOATS), b.bitcast(b.and_(raw, top), FLOATS))
+                for number, part in enumerate(parts):
+                    which = number * lines + place
+                    for half, values in zip(halves, part, strict=True):
+                        sums[which] = e.fma(sums[which], half, values)
+            return [b.add(at, I64(64)), *sums]
+
+        _, *sums = e.loop(blocks, [I64(0), *[zero] * (rows * lines)], block)
+        for number in range(rows):
+            at = b.add(b.add(out, b.mul(line, I64(4))), b.mul(out_row, b.add(row, I64(number))))
+            for place in range(lines):
+                e.store(e.reduce("fadd", sums[number * lines + place]), b.add(at, I64(4 * place)))
+
+    def line_product(typing: Any, table: Any, line: Any, row: Any) -> Any:
+        return emitted(3, write)
+
+    return intrinsic(line_product)
 
 
-@compiled(parallel=True)
-def _product4(table: Any, pairs: int, rows: int) -> None:
-    where = table.ctypes.data
-    for pair in prange(pairs):
+_line1, _line2, _line4 = (_lines(1 << power) for power in range(3))
+_LINES = 16
+"""Rows of a bfloat16 matrix that one thread takes at a time."""
+
+
+@compiled(exact=True)
+def _few4(where: Any, unit: int, rows: int) -> None:
+    row = 0
+    while rows - row >= 8:
+        _four8(where, 2 * unit, row)
+        row += 8
+    if (rows - row) & 4:
+        _four4(where, 2 * unit, row)
+        row += 4
+    if (rows - row) & 2:
+        _four2(where, 2 * unit, row)
+        row += 2
+    if (rows - row) & 1:
+        _four1(where, 2 * unit, row)
+
+
+@compiled(exact=True)
+def _few8(where: Any, unit: int, rows: int) -> None:
+    row = 0
+    while rows - row >= 8:
+        _eight8(where, 2 * unit, row)
+        row += 8
+    if (rows - row) & 4:
+        _eight4(where, 2 * unit, row)
+        row += 4
+    if (rows - row) & 2:
+        _eight2(where, 2 * unit, row)
+        row += 2
+    if (rows - row) & 1:
+        _eight1(where, 2 * unit, row)
+
+
+@compiled(exact=True)
+def _few16(where: Any, unit: int, lines: int, rows: int) -> None:
+    first = min(unit * _LINES, lines - _LINES)  # the last ones may be done twice, with the same result
+    for line in range(first, first + _LINES, 4):
         row = 0
-        while rows - row >= 8:
-            _four8(where, 2 * pair, row)
-            row += 8
-        if (rows - row) & 4:
-            _four4(where, 2 * pair, row)
+        while rows - row >= 4:
+            _line4(where, line, row)
             row += 4
         if (rows - row) & 2:
-            _four2(where, 2 * pair, row)
+            _line2(where, line, row)
             row += 2
         if (rows - row) & 1:
-            _four1(where, 2 * pair, row)
+            _line1(where, line, row)
 
 
-@compiled(parallel=True)
-def _product8(table: Any, pairs: int, rows: int) -> None:
-    where = table.ctypes.data
-    for pair in prange(pairs):
-        row = 0
-        while rows - row >= 8:
-            _eight8(where, 2 * pair, row)
-            row += 8
-        if (rows - row) & 4:
-            _eight4(where, 2 * pair, row)
-            row += 4
-        if (rows - row) & 2:
-            _eight2(where, 2 * pair, row)
-            row += 2
-        if (rows - row) & 1:
-            _eight1(where, 2 * pair, row)
-
-
-@compiled(parallel=True)
-def _product_dense(table: Any, pairs: int, rows: int) -> None:
-    where = table.ctypes.data
-    for pair in prange(pairs):
-        row = 0
-        while rows - row >= 8:
-            _dense8(where, 2 * pair, row)
-            row += 8
-        if (rows - row) & 4:
-            _dense4(where, 2 * pair, row)
-            row += 4
-        if (rows - row) & 2:
-            _dense2(where, 2 * pair, row)
-            row += 2
-        if (rows - row) & 1:
-            _dense1(where, 2 * pair, row)
-
-
-_PRODUCTS: dict[int, Any] = {4: _product4, 8: _product8, DENSE: _product_dense}
-
-
-def product(packed: Packed, x: Tensor) -> Tensor:
-    """x [B, K] → x Wᵀ [B, N], float32; any B, meant for B ≤ `MOST_ROWS`."""
-    values = x.detach().to(torch.float32).contiguous().numpy()
-    batch, padded, groups = len(values), packed.padded, packed.padded // packed.group
-    out = np.empty((batch, len(packed.weight) * LANES), np.float32)
-    steps, corrections = np.empty((batch, groups), np.float32), np.empty((batch, groups), np.int32)
-    if packed.bits == DENSE:
-        if padded != packed.columns:
-            values = np.pad(values, ((0, 0), (0, padded - packed.columns)))
-        inputs: Any = values
+@compiled(exact=True)
+def _part(tables: Any, place: int, rows: int) -> None:
+    number, unit = 0, place
+    while unit >= tables[number, 14]:
+        unit -= tables[number, 14]
+        number += 1
+    where, bits = tables[number].ctypes.data, tables[number, 13]
+    if bits == 4:
+        _few4(where, unit, rows)
+    elif bits == 8:
+        _few8(where, unit, rows)
     else:
-        inputs = np.empty((batch, padded), np.int8)
-        round_activations(values, packed.group, 1 << packed.bits - 1, inputs, steps, corrections)
-    table = np.array(
-        [
-            packed.weight.data_ptr(), packed.weight.stride(0), packed.scale.data_ptr(), 2 * LANES * groups,
-            inputs.ctypes.data, inputs.strides[0], steps.ctypes.data, corrections.ctypes.data, 4 * groups,
-            groups, packed.group // _BLOCK, out.ctypes.data, out.strides[0],
-        ],
-        np.int64,
-    )  # fmt: skip
+        _few16(where, unit, tables[number, 15], rows)
+
+
+@compiled(parallel=True, exact=True)
+def products(tables: Any, rows: int) -> None:
+    """The products of `rows` rows with each of the matrices that `tables` [n, 16] describes (see `table`),
+    in one parallel region."""
+    count = 0
+    for number in range(tables.shape[0]):
+        count += tables[number, 14]
+    for place in prange(count):
+        _part(tables, place, rows)
+
+
+Given = tuple[Any, Any, Any, Any]
+"""Rows made ready for a product: whole int8 [R, K], steps float32 [R, G], less int32 [R, G], wide float32 [R,
+K]; see rows.py. NumPy arrays."""
+
+
+def room(rows: int, width: int) -> Given:
+    """Space for `rows` rows of at most `width` columns, ready for a product of any kind."""
+    width = -(-width // max(GROUPS)) * max(GROUPS)
+    kinds = ((width, np.int8), (width // BLOCK, np.float32), (width // BLOCK, np.int32), (width, np.float32))
+    whole, steps, less, wide = (np.zeros((rows, count), kind) for count, kind in kinds)
+    return whole, steps, less, wide
+
+
+def table(matrix: Packed | Tensor, given: Given, out: Any) -> list[int]:
+    """A matrix, where its input lies and where its output goes (float32 [R, ≥ rows padded to 32]).
+
+    `matrix` is packed, or bfloat16 [N, K] as PyTorch keeps it, with N ≥ 16 and K a multiple of 32. The arrays
+    must live as long as the table."""
+    whole, steps, less, wide = given
+    if isinstance(matrix, Tensor):
+        rows, columns = matrix.shape
+        assert takes(matrix)
+        return [
+            matrix.data_ptr(), 2 * matrix.stride(0), 0, 0, wide.ctypes.data, wide.strides[0], 0, 0, 0,
+            columns // BLOCK, 1, out.ctypes.data, out.strides[0], DENSE, -(-rows // _LINES), rows,
+        ]  # fmt: skip
+    groups = packed_groups(matrix)
+    return [
+        matrix.weight.data_ptr(), matrix.weight.stride(0), matrix.scale.data_ptr(), 2 * LANES * groups,
+        whole.ctypes.data, whole.strides[0], steps.ctypes.data, less.ctypes.data, steps.strides[0],
+        groups, matrix.group // BLOCK, out.ctypes.data, out.strides[0], matrix.bits,
+        len(matrix.weight) // 2, matrix.rows,
+    ]  # fmt: skip
+
+
+def packed_groups(matrix: Packed) -> int:
+    """Groups of columns."""
+    return matrix.padded // matrix.group
+
+
+def takes(matrix: Tensor) -> bool:
+    """Whether a dense matrix can be read where it lies."""
+    rows, columns = matrix.shape
+    return (
+        matrix.dtype == torch.bfloat16 and matrix.stride(1) == 1 and rows >= _LINES and columns % BLOCK == 0
+    )
+
+
+@compiled(exact=True)
+def _all_ready(values: Any, rows: int, width: int, bits: int, group: int, given: Any) -> None:
+    for row in range(rows):
+        ready(values, row, width, bits, group, given)
+
+
+def product(matrix: Packed | Tensor, x: Tensor) -> Tensor:
+    """x [B, K] → x Wᵀ [B, N], float32; any B, meant for B ≤ `MOST_ROWS`."""
+    dense = isinstance(matrix, Tensor)
+    rows, columns = matrix.shape if isinstance(matrix, Tensor) else (matrix.rows, matrix.columns)
+    bits, group = (DENSE, BLOCK) if isinstance(matrix, Tensor) else (matrix.bits, matrix.group)
+    batch = len(x)
+    values = torch.nn.functional.pad(x.detach().float(), (0, -columns % group)).contiguous().numpy()
+    out = np.empty((batch, rows if dense else len(matrix.weight) * LANES), np.float32)  # type: ignore[union-attr]
+    given = room(batch, columns)
     if batch:
         use_threads()
-        _PRODUCTS[packed.bits](table, len(packed.weight) // 2, batch)
-    return torch.from_numpy(out)[:, : packed.rows]
+        _all_ready(values, batch, columns, bits, group, given)
+        products(np.array([table(matrix, given, out)], np.int64), batch)
+    return torch.from_numpy(out)[:, :rows]

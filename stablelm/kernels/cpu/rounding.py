@@ -1,4 +1,4 @@
-"""Rounding matrices: the scale of each group that loses least, and packed weights as 8-bit rows for prefill.
+"""Rounding matrices: the scale of each group that loses least.
 
 For 4 bits a group's scale is searched: the largest magnitude on level −8 or on 7 (so a scale may be
 negative), or up to a third beyond the end and clipped; the level and scale with the smallest Σ importance ·
@@ -14,7 +14,6 @@ from numba import prange
 from torch import Tensor
 
 from stablelm.kernels.cpu.compilation import compiled, use_threads
-from stablelm.kernels.cpu.packing import TILE, Packed
 
 _STEPS = 12
 """Candidates on each side: the end of the range at 1, 1 − 1/36, … of the largest magnitude."""
@@ -35,16 +34,6 @@ def round_groups(
     use_threads()
     _round_groups(values.numpy(), weights.numpy(), bits, group, levels.numpy(), scales.numpy())
     return levels, scales
-
-
-def as_rows(packed: Packed) -> tuple[Tensor, Tensor]:
-    """A packed 4-bit or 8-bit matrix as int8 [N, K] with one scale a row, float32 [N]."""
-    levels = torch.empty(len(packed.weight) * TILE, packed.columns, dtype=torch.int8)
-    scales = torch.empty(len(levels))
-    steps = packed.scale.contiguous().view(torch.int16).numpy().view(np.uint16)
-    use_threads()
-    _as_rows(packed.weight.numpy(), steps, packed.bits, packed.group, levels.numpy(), scales.numpy())
-    return levels[: packed.rows], scales[: packed.rows]
 
 
 @compiled()
@@ -115,32 +104,3 @@ def _round_groups(values: Any, importance: Any, bits: int, group: int, levels: A
             inverse = np.float32(1) / best
             for k in range(end - start):
                 levels[row, start + k] = np.int8(min(max(np.rint(w[k] * inverse), low), high))
-
-
-@compiled(parallel=True)
-def _as_rows(weight: Any, steps: Any, bits: int, group: int, levels: Any, scales: Any) -> None:
-    columns, groups = levels.shape[1], steps.shape[1]
-    half = 1 << (bits - 1)
-    for tile in prange(weight.shape[0]):
-        w = weight[tile]
-        for r in range(TILE):
-            row = tile * TILE + r
-            largest = np.float32(0)
-            for g in range(groups):
-                largest = max(
-                    largest, abs(np.uint32(np.uint32(steps[tile, g, r]) << np.uint32(16)).view(np.float32))
-                )
-            # of 8 levels −8 … 7, and of 127: no product of level and scale exceeds 127 row steps
-            row_step = largest * np.float32(half if bits == 4 else half - 1) / np.float32(127)
-            scales[row] = row_step
-            for g in range(groups):
-                step = np.uint32(np.uint32(steps[tile, g, r]) << np.uint32(16)).view(np.float32)
-                times = step / row_step if row_step > 0 else np.float32(0)
-                end = min((g + 1) * group, columns)
-                for k in range(g * group, end):
-                    if bits == 4:
-                        byte = w[(k >> 3) * 64 + r * 4 + (k & 3)]
-                        level = np.int32((byte >> 4) if k & 4 else (byte & 15)) - half
-                    else:
-                        level = np.int32(w[(k >> 2) * 64 + r * 4 + (k & 3)]) - half
-                    levels[row, k] = np.int8(np.rint(np.float32(level) * times))

@@ -7,10 +7,13 @@ laptop has one), inline assembly (one kernel for each machine)."""
 
 import os
 from collections.abc import Callable, Sequence
+from math import factorial
 from typing import Any
 
+from numba import types
 from numba.core.cgutils import ir  # type: ignore[attr-defined]  # llvmlite's, the one that Numba uses
 from numba.core.codegen import ll  # type: ignore[attr-defined]
+from numba.extending import intrinsic
 
 from stablelm.config.errors import InputError
 
@@ -95,6 +98,59 @@ class Emitter:
         """<16 x i16> of bfloat16 → <16 x float>."""
         return self.b.bitcast(self.b.shl(self.b.zext(halves, INTS), each(16)), FLOATS)
 
+    def largest(self, a: Any, b: Any) -> Any:
+        """The larger of two, lane by lane or alone; where a is NaN, b."""
+        return self.b.select(self.b.fcmp_ordered(">", a, b), a, b)
+
+    def magnitude(self, x: Any) -> Any:
+        """|x|, lane by lane."""
+        return self.b.bitcast(self.b.and_(self.b.bitcast(x, INTS), each(0x7FFFFFFF)), FLOATS)
+
+    def nearest(self, x: Any) -> Any:
+        """Whole numbers nearest to x, even on a tie, as floats (adding and subtracting a large number would
+        be undone: kernels may reorder sums)."""
+        signature = ir.FunctionType(FLOATS, [FLOATS])
+        return self.b.call(self.b.module.declare_intrinsic("llvm.rint.v16f32", fnty=signature), [x])
+
+    def reduce(self, name: str, vector: Any) -> Any:
+        """One number of 16: "fadd" the sum (in LLVM's order, the same for every call), "fmax" the largest,
+        "add" the sum of integers."""
+        kind, one = vector.type, vector.type.element
+        lanes = f"v{LANES}{'f' if one == F32 else 'i'}32"
+        given = [F32(-0.0), vector] if name == "fadd" else [vector]
+        signature = ir.FunctionType(one, [value.type for value in given])
+        intrinsic = self.b.module.declare_intrinsic(f"llvm.vector.reduce.{name}.{lanes}", fnty=signature)
+        assert kind in (FLOATS, INTS)
+        return self.b.call(intrinsic, given, fastmath=("reassoc",) if name == "fadd" else ())
+
+    def sums(self, vectors: Sequence[Any]) -> Any:
+        """Lane i is the sum of the lanes of vectors[i], for 16 of them."""
+        level = list(vectors)
+        assert len(level) == LANES
+        halves = [ir.Constant(INTS, [2 * lane + odd for lane in range(LANES)]) for odd in (0, 1)]
+        while len(level) > 1:
+            pairs = zip(level[0::2], level[1::2], strict=True)
+            level = [self.b.fadd(*(self.b.shuffle_vector(a, c, half) for half in halves)) for a, c in pairs]
+        return level[0]
+
+    def exp(self, x: Any) -> Any:
+        """e to the x, lane by lane: 2ⁿ · (Taylor's polynomial of degree 7 within ± ln 2 / 2), 2e-7 of it
+        wrong at most; from −87 to 88, beyond which it stays where it is; NaN stays NaN."""
+
+        def same(value: float) -> Any:
+            return ir.Constant(FLOATS, [value] * LANES)
+
+        x = self.b.select(self.b.fcmp_ordered("<", x, same(-87.0)), same(-87.0), x)
+        x = self.b.select(self.b.fcmp_ordered(">", x, same(88.0)), same(88.0), x)
+        power = self.nearest(self.b.fmul(x, same(1.4426950216293335)))  # float32(1 / ln 2)
+        # ln 2 in two parts, the first short enough that its product with a power is exact
+        rest = self.fma(self.fma(x, power, same(-0.693359375)), power, same(0.00021219444170128554))
+        result = same(1 / factorial(7))
+        for degree in range(6, -1, -1):
+            result = self.fma(same(1 / factorial(degree)), result, rest)
+        bits = self.b.shl(self.b.add(self.b.fptosi(power, INTS), each(127)), each(23))
+        return self.b.fmul(result, self.b.bitcast(bits, FLOATS))
+
     def fma(self, a: Any, x: Any, y: Any) -> Any:
         """a + x·y, in one instruction where there is one."""
         return self.b.fadd(a, self.b.fmul(x, y, flags=("contract",)), flags=("contract",))
@@ -143,6 +199,21 @@ class Emitter:
             sums.append(self.b.add(first, second))
         joined = ir.Constant(INTS, list(range(LANES)))
         return self.b.shuffle_vector(sums[0], sums[1], joined)
+
+
+def instructions(function: Any) -> Any:
+    """An intrinsic: `function` says what code stands where it is called (see `emitted`)."""
+    return intrinsic(function)
+
+
+def emitted(count: int, write: Callable[..., None]) -> tuple[Any, Any]:
+    """What an intrinsic of `count` whole numbers (counts, addresses) returns: write(emitter, *numbers)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        write(Emitter(builder), *args)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * count), generate
 
 
 def each(value: int) -> Any:
