@@ -61,7 +61,8 @@ class CpuCache:
         picked = list(rows)
         self.lengths = self.lengths[picked]
         if len(picked) > self.store.shape[2]:
-            self.store, self.scales = self.store[:, :, picked], self.scales[:, :, picked]
+            self.store = self.store[:, :, picked].contiguous()
+            self.scales = self.scales[:, :, picked].contiguous()
             return
         for buffer in (self.store, self.scales):  # a layer at a time, in place: no second cache
             for layer in buffer:

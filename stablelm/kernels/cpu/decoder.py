@@ -56,7 +56,8 @@ class Decoder:
         self.vocabulary, self.hidden, self.wide = rows_of(head), hidden, wide
         self._given = room(MOST_ROWS, max(hidden, wide, sizes[0]))
         self._x, self._y, self._out, self._down = (_buffer(hidden) for _ in range(4))
-        self._qkv = [_buffer(size) for size in sizes]
+        # never whole rows of heads, so that there is one type of arrays, and one compilation, for all sizes
+        self._qkv = [_buffer(size + 1) for size in sizes]
         self._heads = [
             _by_heads(buffer, size, head_dim) for buffer, size in zip(self._qkv, sizes, strict=True)
         ]
