@@ -30,6 +30,7 @@ def benchmark(
     from stablelm.auto import load
     from stablelm.cli.options import precision
     from stablelm.config import InputError
+    from stablelm.inference.cpu_runner import why_not
     from stablelm.inference.quantization import is_packed
     from stablelm.interchange.kernel_report import kernel_report
     from stablelm.planning import resolve_device
@@ -47,7 +48,8 @@ def benchmark(
     report = kernel_report(network, place)
     kernels = {
         "attention": f"{network.attention.name}: {network.attention.reason}",
-        "in_prefill": report["sdpa_in_prefill"], "in_decoding": report["decoding"],
+        "in_prefill": report["sdpa_in_prefill"],
+        "in_decoding": report["sdpa_in_decoding" if why_not(network) else "decoding"],
         "weights": report["quantised_weights"] if is_packed(network) else "PyTorch: dense products",
     }  # fmt: skip
     if network.attention.name != "sdpa":
