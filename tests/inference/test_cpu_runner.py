@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stablelm.config import InputError, ModelConfig
-from stablelm.inference import Sampling, cpu_runner, generate_ids, quantization, runner
+from stablelm.inference import Decoding, Sampling, cpu_runner, generate_ids, generation, quantization, runner
 from stablelm.inference.cpu_cache import CpuCache, bytes_per_token
 from stablelm.inference.cpu_runner import CpuRunner, decoding, default_cache, runner_for, token_bytes, why_not
 from stablelm.inference.quantization import Recipe, quantize
@@ -169,10 +169,11 @@ def test_lookup_reads_ahead_through_the_kernels():
     model = network("3b", 4)
     prompt = ([5, 9, 2, 33, 41] * 6)[:27]
     for sampling in (Sampling(temperature=0.0), Sampling(temperature=0.6, seed=2)):
-        from stablelm.inference import generation
-
         plain, ahead = (
-            [int(i) for i in generation._new_ids(model, [prompt], 60, sampling, 160, [0], lookup)]
+            [
+                int(i)
+                for i in generation._new_ids(model, [prompt], 60, sampling, 160, [0], Decoding(lookup=lookup))
+            ]
             for lookup in (False, True)
         )
         assert ahead == plain
