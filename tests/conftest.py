@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: exact comparisons want one thread count
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests beside tests: waiting threads must not spin
 
 settings.register_profile("stablelm", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("stablelm")

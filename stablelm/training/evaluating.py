@@ -33,15 +33,19 @@ class Evaluator:
         self.settings, self.compiled = config.evaluation, compiled
         self.window = config.batch.sequence_length
         self.rows = config.batch.micro_sequences
-        self.tokenizer = Tokenizer.from_file(data.tokenizer_path)
+        settings = self.settings
+        self.tokenizer: Tokenizer | None = None
+        if settings.copying or settings.cloze or settings.tasks:
+            self.tokenizer = Tokenizer.from_file(data.tokenizer_path)
         self.held_out = {
             source: (tokens, data.text_bytes(source, "held_out"))
             for source in data.sources
             if source in config.data.sources() and (tokens := data.held_out(source)) is not None
         }
         self.cloze: dict[str, cloze.Cloze] = {}
-        for source, (tokens, _) in self.held_out.items() if self.settings.cloze else ():
+        for source, (tokens, _) in self.held_out.items() if settings.cloze else ():
             eos = config.model.eos_token_id
+            assert self.tokenizer is not None
             made = cloze.make(tokens, self.tokenizer, eos, self.settings.cloze, self.window)
             if made is not None:
                 self.cloze[source] = made
@@ -58,12 +62,12 @@ class Evaluator:
             yield {"kind": HELD_OUT, "source": source, **result.as_dict()}
         size = self.window, self.rows * self.window
         with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
-            if self.settings.copying:
+            if self.settings.copying and self.tokenizer is not None:
                 ids = sorted(set(range(self.tokenizer.size)) - self.tokenizer.special_ids)
                 yield {"kind": "copying", **copying(model, ids, self.settings.copying, *size, share)}
             for source, items in self.cloze.items():
                 yield {"kind": "cloze", "source": source, **cloze.evaluate(model, items, *size, share)}
-            if self.tasks is not None:
+            if self.tasks is not None and self.tokenizer is not None:
                 for found in self.tasks.evaluate(model, self.tokenizer, *size, share):
                     yield {"kind": "task", **found}
 

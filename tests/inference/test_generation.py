@@ -54,7 +54,7 @@ class Script(nn.Module):
         logits = torch.zeros(*hidden.shape[:-1], self.size)
         for row, ids in enumerate(self.rows):
             wanted = ids[len(self.asked) % len(ids)]
-            logits[row, wanted], logits[row, wanted + 1] = 50.0, 40.0
+            logits[row, wanted], logits[row, wanted + 1] = 90.0, 50.0  # drawn 1 time in 10¹⁷
         assert torch.is_inference_mode_enabled(), "no graph of gradients is built"
         self.asked.append(tuple(hidden.shape))
         return logits

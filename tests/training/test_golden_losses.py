@@ -59,7 +59,7 @@ def test_twenty_steps(name, make_dataset, tmp_path):  # noqa: F811
         "batch": {"sequences": 5, "micro_sequences": 2, "sequence_length": 48},
         "optimizer": {"lr": 5e-3},
         "schedule": changes.get("schedule", {"warmup": 0.2}),
-        "steps": STEPS, "precision": "fp32", "device": "cpu",
+        "steps": STEPS, "precision": "fp32", "device": "cpu", "evaluation": {"copying": 0, "cloze": 0},
     })  # fmt: skip
     trainer = Trainer(config, Recorder())
     losses = [trainer.train_step()["loss"] for _ in range(STEPS)]
