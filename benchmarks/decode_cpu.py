@@ -6,7 +6,8 @@ model as it is in bf16, and packed in 8 and 4 bits. `transformers` in bf16; llam
 `stablelm convert --to gguf` writes (Q4_K_M needs `llama-quantize`; give such a file with --gguf q4_k_m=FILE).
 Needs the oracle environment:
 
-    .venv-oracle/bin/python benchmarks/decode_cpu.py --preset stablelm-3b-4e1t --work /tmp/decode
+    .venv-oracle/bin/python benchmarks/decode_cpu.py --preset stablelm-3b-4e1t --work /tmp/decode --only
+        ours-int4 llama.cpp-q4_0                (all sides at once need 27 GB: take those of a row together)
     … --prompt 3500 --cache int8                (llama.cpp takes q8_0 only where 32 divides the head)
     … --only ours-int4 --batch 8
     .venv-oracle/bin/python benchmarks/decode_cpu.py --preset stablelm-1m --work /tmp/tiny --prompt 32 --new 4
@@ -118,6 +119,13 @@ def llama_cpp(path: str, options: argparse.Namespace):
     return prefill, decode
 
 
+def llama_build() -> dict[str, str]:
+    """Version of llama-cpp-python, and what it was compiled for."""
+    import llama_cpp
+
+    return {"version": llama_cpp.__version__, "system": llama_cpp.llama_print_system_info().decode().strip()}
+
+
 def serve(name: str, path: str, options: argparse.Namespace, vocabulary: int) -> None:
     """One side in its own process: a round for every line of standard input."""
     kinds = {"ours": ours, "transformers": transformers_side, "llama.cpp": llama_cpp}
@@ -206,6 +214,7 @@ def main() -> None:
         "prefill_tokens_per_second": {n: 1 / summary(s)["median"] for n, s in prefill.items()},
         "decode_tokens_per_second": {n: 1 / summary(s)["median"] for n, s in decode.items()},
         "copy_bytes_per_second": bandwidth,
+        "llama.cpp": llama_build() if any(name.startswith("llama") for name in names) else None,
         "peak_memory_bytes": {name: rounds[-1][2] for name, rounds in found.items()},
         "ratios": {
             f"{mine} : {other}": {
