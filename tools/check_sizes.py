@@ -23,7 +23,7 @@ NOT_CORE = (
     "config/neox_file.py", "config/card.py", "config/finetune.py", "training/dry_run.py",
     "training/report.py", "inference/quantization.py", "inference/speculation.py", "tokenizer/chat.py",
     "tokenizer/golden.py", "config/evaluation.py", "model/predictions.py", "training/evaluating.py",
-    "inference/cpu_runner.py", "inference/cpu_cache.py",
+    "inference/cpu_runner.py", "inference/cpu_cache.py", "inference/packed_products.py",
     "inference/beams.py", "inference/decoding.py", "inference/prefix.py", "inference/window.py",
 )  # fmt: skip
 EXCEPTIONS: dict[str, tuple[int, str]] = {}

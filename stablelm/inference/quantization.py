@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stablelm.config import InputError
+from stablelm.inference.packed_products import Frozen, exact_product
 from stablelm.kernels.cpu.packing import GROUPS, Packed, dense, pack, shapes
 from stablelm.model import StableLM
+from stablelm.model.head import chunked_loss
 from stablelm.model.linear import Linear
 from stablelm.model.predictions import predictions
 from stablelm.model.rotary import Rotary
@@ -82,6 +83,8 @@ class QuantizedLinear(nn.Module):
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
+    exact: bool = False
+    """Compute with the numbers of x as they are, as training does also where it only measures."""
 
     def __init__(self, packed: Packed, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -99,16 +102,22 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out], dtype kept."""
         flat = x.reshape(-1, self.columns)
-        out = few(self.packed, flat) if len(flat) <= FEW_ROWS else many(self.packed, flat)
-        out = out.to(x.dtype)
+        exact = self._exactly(x)
+        out = exact_product(self.packed, flat) if exact else rounded(self.packed, flat).to(x.dtype)
         if self.bias is not None:
             out = out + self.bias.to(x.dtype)
         return out.view(*x.shape[:-1], self.rows)
 
+    def _exactly(self, x: Tensor) -> bool:
+        """Whether the product is the one that has a gradient and runs anywhere."""
+        return self.exact or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled())
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # A packed matrix has no other precision and, today, no other place: `.to(torch.float32)` leaves it.
-        if self.weight.device.type != "meta" and fn(self.weight[:0, :0]).device.type != "cpu":
-            raise InputError("a quantised model runs on the CPU only. Load the original on the GPU.")
+        # A packed matrix has no other precision: `.to("cuda", torch.float32)` moves it and changes nothing.
+        if self.weight.device.type != "meta":
+            place = fn(self.weight[:0]).device
+            self.weight, self.scale = self.weight.to(place), self.scale.to(place)
+            self.bias = None if self.bias is None else self.bias.to(place)
         return self
 
 
@@ -116,26 +125,30 @@ class QuantizedHead(QuantizedLinear):
     """The output projection, as `model.head.Head` is asked; losses take `chunk` tokens at a time."""
 
     chunk: int = 512
+    smoothing: float = 0.0
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         """hidden [..., h] → logits [..., V]; labels [...] already shifted, negative = ignored; with places,
         how each label is predicted [3, N]."""
         if labels is None:
             return super().forward(hidden)
-        flat, targets = hidden.flatten(0, -2), labels.flatten()
         if places is not None:
-            return predictions(super().forward, flat[places], labels)
-        pieces = zip(torch.split(flat, self.chunk), torch.split(targets, self.chunk), strict=True)
-        losses = [
-            functional.cross_entropy(
-                QuantizedLinear.forward(self, h).float(),
-                y.clamp(min=-1),
-                ignore_index=-1,
-                reduction="sum",
-            )
-            for h, y in pieces
-        ]
-        return torch.stack(losses).sum()
+            return predictions(super().forward, hidden.flatten(0, -2)[places], labels)
+        matrix = Frozen(self.packed) if self._exactly(hidden) else _Rounded(self.packed)
+        return chunked_loss(hidden, matrix, labels, self.chunk, self.smoothing)
+
+
+class _Rounded(Frozen):
+    """The same matrix by the fast products, for a loss without a gradient."""
+
+    def times(self, x: Tensor, out: Tensor) -> None:
+        """Writes x [B, K] Ŵᵀ into out [B, N], x rounded."""
+        out.copy_(rounded(self.packed, x))
+
+
+def rounded(packed: Packed, x: Tensor) -> Tensor:
+    """x [B, K] → x Wᵀ [B, N] by the kernels, which round x to 8 bits; float32 or the dtype of x."""
+    return few(packed, x) if len(x) <= FEW_ROWS else many(packed, x)
 
 
 def few(packed: Packed, x: Tensor) -> Tensor:

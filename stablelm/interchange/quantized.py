@@ -4,7 +4,8 @@
     model.safetensors   holds NAME.weight (uint8 tiles) and NAME.scale (bfloat16) for each projection
     quality.json        how far it is from the original
 
-Weights are memory-mapped and used where they lie: opening costs nothing, pages are read when first used.
+Weights are memory-mapped and used where they lie: opening costs nothing, pages are read when first used. On a
+GPU (untested) products are made by PyTorch from pieces of dense weights: for training upon them.
 Other programs refuse it by its `quant_method`."""
 
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from stablelm.config import InputError
 from stablelm.config.model import from_huggingface
 from stablelm.inference.quantization import Recipe, is_packed, prepare
 from stablelm.interchange.huggingface import _check_sizes, _stated, read_config, stored_tensors
@@ -47,8 +47,6 @@ def load_quantized(
     the embedding as stored."""
     values, source = read_config(directory), str(directory / "config.json")
     fill = packed_layers(directory)
-    if torch.device(device).type not in ("cpu", "meta"):
-        raise InputError(f"{directory}: quantised for the CPU; load the original on {device}.")
     model = build_model(
         from_huggingface(values, source), stored_tensors(directory), directory, None, device, build,
         fill,

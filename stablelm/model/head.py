@@ -10,7 +10,7 @@ The weight may be shared out by rows of the vocabulary over a process group: eac
 of its rows, and a chunk's maxima, normalisers and label logits are put together in two small all-reduces."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -46,10 +46,36 @@ class Head(Linear):
         if labels is None:
             logits = torch.nn.functional.linear(hidden, weight)
             return logits if self.group is None else _joined(logits, self.group)
-        loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden.flatten(0, -2), weight, labels.flatten(), self.chunk, self.group, self.smoothing
-        )
-        return loss
+        return chunked_loss(hidden, weight, labels, self.chunk, self.smoothing, self.group)
+
+
+class FrozenMatrix(Protocol):
+    """A weight [rows, h] that is not learnt and is nowhere dense."""
+
+    rows: int
+
+    def times(self, x: Tensor, out: Tensor) -> None:
+        """Writes x [T, h] Wᵀ into out [T, rows]."""
+        ...
+
+    def back(self, y: Tensor, out: Tensor) -> None:
+        """Writes y [T, rows] W into out [T, h]."""
+        ...
+
+
+def chunked_loss(
+    hidden: Tensor,
+    weight: "Tensor | FrozenMatrix",
+    labels: Tensor,
+    chunk: int,
+    smoothing: float = 0.0,
+    group: Any = None,
+) -> Tensor:
+    """Summed cross-entropy of hidden [..., h] and labels [...], negative = ignored; a float32 scalar."""
+    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, -2), weight, labels.flatten(), chunk, group, smoothing
+    )
+    return loss
 
 
 def _joined(logits: Tensor, group: Any) -> Tensor:
@@ -65,25 +91,32 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, group: Any, smoothing: float
-    ) -> Tensor:
-        first = 0 if group is None else dist.get_rank(group) * weight.shape[0]  # of the rows held here
-        spread = smoothing / (weight.shape[0] * (1 if group is None else dist.get_world_size(group)))
+        ctx: Any, hidden: Tensor, weight: "Tensor | FrozenMatrix", labels: Tensor, chunk: int, group: Any,
+        smoothing: float,
+    ) -> Tensor:  # fmt: skip
+        rows = weight.shape[0] if isinstance(weight, Tensor) else weight.rows
+        first = 0 if group is None else dist.get_rank(group) * rows  # of the rows held here
+        spread = smoothing / (rows * (1 if group is None else dist.get_world_size(group)))
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if wants_weight else None
+        d_weight = None
+        if wants_weight and isinstance(weight, Tensor):
+            d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device)
         # Two buffers for all chunks: fresh ones would be returned to the system and faulted in again each
         # time.
-        rough = hidden.new_empty(min(chunk, hidden.shape[0]), weight.shape[0])
+        rough = hidden.new_empty(min(chunk, hidden.shape[0]), rows)
         logits = rough if rough.dtype == exact else torch.empty_like(rough, dtype=exact)
         for start in range(0, hidden.shape[0], chunk):
             h, y = hidden[start : start + chunk], labels[start : start + chunk]
             z, z_rough = logits[: len(h)], rough[: len(h)]  # [chunk, V]
-            counted, target = y >= 0, (y - first).clamp(0, weight.shape[0] - 1).unsqueeze(1)
-            here = counted if group is None else counted & (y >= first) & (y < first + weight.shape[0])
-            torch.mm(h, weight.T, out=z_rough)
+            counted, target = y >= 0, (y - first).clamp(0, rows - 1).unsqueeze(1)
+            here = counted if group is None else counted & (y >= first) & (y < first + rows)
+            if isinstance(weight, Tensor):
+                torch.mm(h, weight.T, out=z_rough)
+            else:
+                weight.times(h, z_rough)
             if z is not z_rough:
                 z.copy_(z_rough)
             largest = z.amax(dim=-1, keepdim=True)
@@ -107,8 +140,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 z -= spread * counted.to(exact).unsqueeze(1)  # all of it 0 where ignored
             if z is not z_rough:
                 z_rough.copy_(z)
-            if d_hidden is not None:
+            if d_hidden is not None and isinstance(weight, Tensor):
                 torch.mm(z_rough, weight, out=d_hidden[start : start + chunk])
+            elif d_hidden is not None and not isinstance(weight, Tensor):
+                weight.back(z_rough, d_hidden[start : start + chunk])
             if d_weight is not None:
                 d_weight += z_rough.T @ h
         if group is not None and d_hidden is not None:

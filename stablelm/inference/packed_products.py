@@ -1,0 +1,89 @@
+"""Products with packed weights that have a gradient: training upon a quantised model (Dettmers et al., 2023).
+
+y = x Ŵᵀ and dL/dx = dL/dy Ŵ, where Ŵ is the matrix that the packed one means, in the precision of x; Ŵ itself
+is frozen. It is made dense a piece at a time (`PIECE` numbers, some MB), in the forward pass, in a
+recomputation and in the backward pass each anew, and never kept. The fast product of many rows
+(`quantization.many`) rounds x to 8 bits and has no gradient: a step would be taken for another function than
+the one computed. Costs beside dense weights: about 2 ns a weight and pass on one core.
+
+Off the CPU, or without Numba, or in float64, pieces are made by PyTorch's operators: slower, same numbers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stablelm.kernels.cpu.packing import TILE, Packed, dense
+
+PIECE = 1 << 22
+"""Numbers that are dense at once, or the smallest piece there is: two tiles of rows, a group of columns."""
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # Numba's kernels are seen by no compiler
+def exact_product(packed: Packed, x: Tensor) -> Tensor:
+    """x [B, K] → x Ŵᵀ [B, N] in the dtype of x, with a gradient for x."""
+    out: Tensor = _Product.apply(x, Frozen(packed))  # type: ignore[no-untyped-call]
+    return out
+
+
+class Frozen:
+    """A packed matrix Ŵ [rows, columns] as a factor (`model.head.FrozenMatrix`)."""
+
+    def __init__(self, packed: Packed) -> None:
+        self.packed, self.rows = packed, packed.rows
+
+    def times(self, x: Tensor, out: Tensor) -> None:
+        """Writes x [B, K] Ŵᵀ into out [B, N]."""
+        packed = self.packed
+        step = max(2, PIECE // (TILE * packed.padded))
+        whole = range(packed.scale.shape[1])
+        for first in range(0, len(packed.weight), step):
+            tiles = range(first, min(first + step, len(packed.weight)))
+            rows = slice(TILE * tiles.start, min(TILE * tiles.stop, packed.rows))
+            if rows.start < packed.rows:
+                out[:, rows] = x @ _piece(packed, tiles, whole, x.dtype).T
+
+    def back(self, y: Tensor, out: Tensor) -> None:
+        """Writes y [B, N] Ŵ into out [B, K]."""
+        packed = self.packed
+        step = max(1, PIECE // (TILE * len(packed.weight) * packed.group))
+        whole, count = range(len(packed.weight)), packed.scale.shape[1]
+        for first in range(0, count, step):
+            groups = range(first, min(first + step, count))
+            columns = slice(packed.group * groups.start, min(packed.group * groups.stop, packed.columns))
+            out[:, columns] = y @ _piece(packed, whole, groups, y.dtype)
+
+
+def _piece(packed: Packed, tiles: range, groups: range, dtype: torch.dtype) -> Tensor:
+    """Ŵ in some tiles and groups, without padding."""
+    rows = min(TILE * len(tiles), packed.rows - TILE * tiles.start)
+    columns = min(packed.group * len(groups), packed.columns - packed.group * groups.start)
+    if packed.weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        try:
+            from stablelm.kernels.cpu.expansion import expand
+        except ImportError:  # no Numba
+            pass
+        else:
+            return expand(packed, tiles, groups, dtype)[:rows, :columns]
+    weight = packed.weight.view(*packed.scale.shape[:2], -1)  # [tiles, groups, bytes]
+    some = slice(tiles.start, tiles.stop), slice(groups.start, groups.stop)
+    weight = weight[some].flatten(1).contiguous()
+    return dense(Packed(packed.bits, packed.group, rows, columns, weight, packed.scale[some]), dtype)
+
+
+class _Product(torch.autograd.Function):
+    """x, Ŵ → x Ŵᵀ; keeps nothing but the packed matrix, which is there anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Frozen) -> Tensor:
+        ctx.matrix = matrix
+        out = x.new_empty(len(x), matrix.rows)
+        matrix.times(x, out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        out = upstream[0].new_empty(len(upstream[0]), ctx.matrix.packed.columns)
+        ctx.matrix.back(upstream[0], out)
+        return out, None
