@@ -16,7 +16,7 @@ CORE = (
     "data/mixture.py", "data/loader.py",
 )  # fmt: skip
 # Parts of those rooms that he does not meet: recipes, other systems' files, cards, pages, rehearsals, chat,
-# other ways to compute the same text or another one, recorded answers, evaluation.
+# other ways to compute the same text or another one, recorded answers, evaluation, adaptations.
 NOT_CORE = (
     "config/recipe.py", "config/filters.py", "config/filter_set.py", "config/cleaning.py",
     "config/deduplication.py", "config/slurm.py", "config/neox.py", "config/neox_keys.py",
@@ -24,6 +24,7 @@ NOT_CORE = (
     "training/report.py", "inference/quantization.py", "inference/speculation.py", "tokenizer/chat.py",
     "tokenizer/golden.py", "config/evaluation.py", "model/predictions.py", "training/evaluating.py",
     "inference/cpu_runner.py", "inference/cpu_cache.py", "inference/packed_products.py",
+    "config/adaptation.py", "training/adapting.py", "tokenizer/infilling.py",
     "inference/beams.py", "inference/decoding.py", "inference/prefix.py", "inference/window.py",
 )  # fmt: skip
 EXCEPTIONS: dict[str, tuple[int, str]] = {}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stablelm.config.adaptation import AdaptConfig
 from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
 from stablelm.config.mixture import as_fraction
@@ -130,6 +131,8 @@ class FinetuneConfig(Schema):
     """Directory of the run; when it is done, also the name of the tuned model."""
     model: str = Field(min_length=1)
     """What is tuned: a model in any form that opens, or a Hub id."""
+    adapt: AdaptConfig = Field(default_factory=AdaptConfig)
+    """What the run changes of the model's architecture, to read longer examples."""
     data: ExamplesConfig
     """What the model learns from."""
     epochs: float | str = 3
@@ -180,7 +183,8 @@ class FinetuneConfig(Schema):
 
     def length(self, model: ModelConfig) -> int:
         """Tokens in a row."""
-        return self.batch.sequence_length or min(LONGEST, model.max_position_embeddings)
+        context = self.adapt.max_position_embeddings or model.max_position_embeddings
+        return self.batch.sequence_length or min(LONGEST, context)
 
     def run(self, model: ModelConfig) -> RunConfig:
         """The training run that this is for a model of this architecture; `InputError` where it does not
@@ -193,6 +197,7 @@ class FinetuneConfig(Schema):
             **{name: getattr(self, name) for name in same},
             **{name: getattr(self, name).model_dump() for name in sections},
             "model": model.model_dump(),
+            "adapt": self.adapt.model_dump(),
             "init": self.model,
             "data": {"path": ", ".join(self.data.paths), "epochs": {SOURCE: self.epochs},
                      "document_boundaries": True},

@@ -2,12 +2,13 @@
 
 Derived values (steps, warm-up steps, accumulation, FLOPs) are not here; they live in `planning.Plan`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from stablelm.config.adaptation import AdaptConfig
 from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
 from stablelm.config.evaluation import EvaluationConfig
@@ -55,6 +56,8 @@ class RunConfig(Schema):
     init: str | None = None
     """Start from the weights in this directory (`stablelm init`, any Hugging Face StableLM) or of this Hub id
     instead of from the seed."""
+    adapt: AdaptConfig = Field(default_factory=AdaptConfig)
+    """What the run changes of the architecture of `init`; takes the place of the same keys of `model`."""
     data: DataConfig
     """What is read."""
     batch: BatchConfig = Field(default_factory=BatchConfig)
@@ -96,8 +99,26 @@ class RunConfig(Schema):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA when there is one."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _adapted(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("adapt"), Mapping):
+            return values
+        model = values.get("model") or {}
+        if not isinstance(model, Mapping):  # refused below, by name
+            return values
+        changes = {
+            k: v for k, v in values["adapt"].items() if k in AdaptConfig.model_fields and v is not None
+        }
+        return {**values, "model": {**model, **changes}} if changes else values
+
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        if self.adapt.changes() and self.init is None:
+            raise ValueError(
+                "adapt changes the architecture of the weights that `init` names; name them, or set the same "
+                "keys of `model`"
+            )
         if self.batch.sequence_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"batch.sequence_length {self.batch.sequence_length} is longer than "

@@ -56,13 +56,14 @@ def score(
     context: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     on_batch: Callable[[dict[int, Score]], None] | None = None,
-    on_tokens: Callable[[Tensor], None] | None = None,
+    on_tokens: Callable[[Tensor, Sequence[int]], None] | None = None,
     share: Share = ALONE,
 ) -> list[Score]:
     """Scores in the order of the requests. What is longer than `context` tokens (the model's by default)
     loses its beginning; `on_batch` receives each batch's scores by request number as soon as they are known,
-    `on_tokens` how each of its tokens was predicted [3, N]. With a `share`, processes score together: both
-    hear of this one's batches alone, the result is whole on all.
+    `on_tokens` how each of its tokens was predicted [3, N], request by request, and the requests' numbers.
+    With a `share`, processes score together: both hear of this one's batches alone, the result is whole on
+    all.
 
     Raises `InputError` for an empty context, or for ids that the model does not have."""
     limit = context or model.config.max_position_embeddings
@@ -93,7 +94,7 @@ def score(
         if on_batch is not None:
             on_batch(found)
         if on_tokens is not None:
-            on_tokens(told)
+            on_tokens(told, members)
     values, greedy = share.total(sums).tolist()
     return [Score(value, right > 0.5) for value, right in zip(values, greedy, strict=True)]
 

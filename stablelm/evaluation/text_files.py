@@ -5,7 +5,8 @@ not, so that bits per byte are those of the text. A document longer than the win
 stride below the window, later ones read again what comes before their tokens, and count only those. The
 standard error is that of a ratio of sums over documents drawn at random (linearised; Cochran, 1977, §2.11):
 the tokens of one document are not independent, so an error over tokens would be too small. One document has
-none. Calibration (`evaluation/calibration.py`) is over all tokens."""
+none. Calibration (`evaluation/calibration.py`) is over all tokens, loss by position (`positions.py`) over the
+windows that are full."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from stablelm.config import InputError
 from stablelm.evaluation.calibration import Calibration
+from stablelm.evaluation.positions import Positions, ratio
 from stablelm.evaluation.scoring import Request, score
 from stablelm.model import StableLM
 from stablelm.storage.json_lines import decoded, json_lines
@@ -35,11 +40,16 @@ class TextScores:
     """Of its UTF-8."""
     calibration: Calibration = field(default_factory=Calibration)
     """Of the predictions of all tokens together."""
+    positions: Positions | None = None
+    """Loss by position, where it is asked for."""
 
     def __add__(self, other: "TextScores") -> "TextScores":
+        positions = self.positions or other.positions
+        if self.positions is not None and other.positions is not None:
+            positions = self.positions + other.positions
         return TextScores(
             self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes,
-            self.calibration + other.calibration,
+            self.calibration + other.calibration, positions,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,17 +65,8 @@ class TextScores:
             "bits_per_byte": per_byte / math.log(2),
             "bits_per_byte_standard_error": None if per_byte_error is None else per_byte_error / math.log(2),
             "calibration": self.calibration.as_dict(),
+            **({} if self.positions is None else {"by_position": self.positions.as_dicts()}),
         }  # fmt: skip
-
-
-def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, float | None]:
-    """Σ over / Σ under and its standard error, both over the same documents; None for a single one."""
-    total, count = sum(under), len(under)
-    value = math.fsum(over) / total
-    if count < 2:
-        return value, None
-    squares = math.fsum((a - value * b) ** 2 for a, b in zip(over, under, strict=True))
-    return value, math.sqrt(squares * count / (count - 1)) / total
 
 
 def documents(path: Path, key: str = "text") -> Iterator[str]:
@@ -92,18 +93,38 @@ def score_texts(
     window: int,
     stride: int,
     progress: Callable[[int], object] = lambda tokens: None,
+    parts: int = 0,
 ) -> TextScores:
     """Reads `texts` in windows of `window` tokens, each `stride` after the last; empty texts do not count.
 
-    `progress` hears of the tokens done."""
-    found = TextScores()
+    `progress` hears of the tokens done. With `parts`, which wants windows that do not overlap, also the loss
+    by position in so many equal parts of the window."""
+    positions = Positions(window, parts) if parts else None
+    assert positions is None or stride == window
+    found = TextScores(positions=positions)
     waiting: list[tuple[int, int]] = []
     requests: list[Request] = []
     owners: list[int] = []
 
     def work() -> None:
         sums = [0.0] * len(waiting)
-        results = score(model, requests, context=window, on_tokens=found.calibration.add)
+        placed = np.zeros((len(waiting), max(1, parts)))
+        full = [0] * len(waiting)
+
+        def hear(told: Tensor, members: Sequence[int]) -> None:
+            found.calibration.add(told)
+            at = 0
+            for number in members if positions is not None else ():
+                count = len(requests[number][1])
+                if positions is not None and count == window:
+                    placed[owners[number]] += positions.sums(-told[0, at : at + count].numpy())
+                    full[owners[number]] += 1
+                at += count
+
+        results = score(model, requests, context=window, on_tokens=hear)
+        if positions is not None:
+            for nats, count in zip(placed, full, strict=True):
+                positions.add(nats, count)
         for owner, result in zip(owners, results, strict=True):
             sums[owner] -= result.loglikelihood
         found.nats.extend(sums)

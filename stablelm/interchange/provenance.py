@@ -15,7 +15,9 @@ from typing import Any
 
 from stablelm.config import InputError
 from stablelm.config.card import CardConfig
+from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.native import is_checkpoint
+from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate
 from stablelm.storage import read_json
 
@@ -88,6 +90,8 @@ def ancestors_of(folder: Path, path: str | Path) -> tuple[Ancestor, ...]:
 
     A checkpoint of ours is an ancestor itself when its card says who or what it is; in any case it hands on
     its own, with its training as the newest change."""
+    if is_gguf(folder) or is_neox(folder):  # which carry no card
+        return ()
     folder = locate(folder)
     if not is_checkpoint(folder):
         return lineage(folder, path)
@@ -119,10 +123,21 @@ def training_sentence(known: Provenance) -> str:
     step, samples = known.state.get("step", 0), known.state.get("samples", 0)
     sources = ", ".join(name for name, read in known.about.get("data", {}).items() if read.get("samples"))
     trained = f"trained for {step:,} steps ({samples * length:,} tokens) on {sources}"
+    if adapted := known.about.get("adapted"):
+        trained = f"{adaptation_text(adapted)}, then {trained}"
     if averaged := known.about.get("averaged"):
         steps = ", ".join(f"{part['step']:,}" for part in averaged)
         trained += f", then the mean of the checkpoints of steps {steps} taken"
     return trained
+
+
+def adaptation_text(adapted: Mapping[str, Any]) -> str:
+    """What a run changed of the architecture of its initial weights, as a clause; key → [before, now]."""
+    names = {"rope_theta": "rotary base", "max_position_embeddings": "context"}
+    return " and ".join(
+        f"{names.get(key, key)} changed from {before:,.16g} to {now:,.16g}"
+        for key, (before, now) in sorted(adapted.items())
+    )
 
 
 def data_sources(known: Provenance) -> dict[str, dict[str, Any]]:

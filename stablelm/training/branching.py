@@ -21,7 +21,7 @@ from stablelm.training.resume import remedy_for
 
 Parent = dict[str, Any]
 """`checkpoint`, and of its state what `_KEPT` lists (`branch` if it is one itself); the `ancestors` of its
-initial weights."""
+initial weights, and what it `adapted` of these."""
 _KEPT = ("step", "samples", "steps", "config", "data_fingerprint", "branch")
 
 
@@ -58,8 +58,13 @@ def parent_of(config: RunConfig) -> Parent | None:
             f"branch.checkpoint: {path} is the end of its data, {state['samples']:,} samples, and its last "
             "step was not full; nothing can follow it. Branch off an earlier checkpoint."
         )
-    ancestors = [ancestor.as_dict() for ancestor in read_provenance(path).ancestors]
-    return {"checkpoint": str(path), **{k: state[k] for k in _KEPT if k in state}, "ancestors": ancestors}
+    origin = read_provenance(path)
+    kept: Parent = {k: state[k] for k in _KEPT if k in state}
+    return {
+        "checkpoint": str(path), **kept,
+        "ancestors": [ancestor.as_dict() for ancestor in origin.ancestors],
+        "adapted": origin.about.get("adapted", {}),
+    }  # fmt: skip
 
 
 def origin_of(parent: Parent | None) -> Origin | None:

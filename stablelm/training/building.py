@@ -1,13 +1,20 @@
-"""The network a run starts from, on this process's part of the mesh: drawn by seed, or read from `init`."""
+"""The network a run starts from, on this process's part of the mesh: drawn by seed, or read from `init`.
+
+Initial weights must have the run's architecture, except for what `adapt` names (`adapting.py`)."""
+
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from stablelm.config import InputError, RunConfig
+from stablelm.config import RunConfig
 from stablelm.interchange import open_path
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.provenance import Ancestor, ancestors_of
 from stablelm.model import StableLM
 from stablelm.model.initialization import initial_value
+from stablelm.tokenizer import Tokenizer
+from stablelm.training.adapting import adaptation
 from stablelm.training.parallel.apply import fill, parallelize
 from stablelm.training.parallel.mesh import Layout
 
@@ -15,20 +22,32 @@ KEPT = {"bf16": torch.float32, "fp32": torch.float32, "bf16-pure": torch.bfloat1
 """Precision of weights and moments."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is known of the weights that a run starts from; nothing where they are drawn."""
+
+    ancestors: tuple[Ancestor, ...] = ()
+    """What they descend from."""
+    adapted: dict[str, list[Any]] = field(default_factory=dict)
+    """Key of the architecture → its value there and in this run."""
+    tokenizer: Tokenizer | None = None
+    """The one that they were trained with, if it lies beside them."""
+
+
 def build_model(
     config: RunConfig, layout: Layout, device: torch.device, dtype: torch.dtype | None = None
-) -> tuple[StableLM, tuple[Ancestor, ...]]:
-    """The network with its initial weights, and what these descend from.
+) -> tuple[StableLM, Start]:
+    """The network with its initial weights, and what is known of these.
 
     `dtype` replaces the precision of weights and arithmetic (float64 in tests). On a mesh nothing is held
     whole but one parameter at a time, unless `init` names a directory, which each process then reads; a
     branch, whose weights are its parent's, does not."""
     kept = dtype or KEPT[config.precision]
-    given, ancestors = (None, ()) if config.init is None or config.branch else _given(config, config.init)
+    given, start = (None, Start()) if config.init is None or config.branch else _given(config, config.init)
     if layout.mesh is None:
         model = (given or StableLM(config.model, config.seed)).to(device, kept)
         _set_arithmetic(model, config, dtype)
-        return parallelize(model, None, config, device.type), ancestors
+        return parallelize(model, None, config, device.type), start
     with torch.device("meta"):
         model = StableLM(config.model, config.seed).to(kept)
     _set_arithmetic(model, config, dtype)
@@ -39,7 +58,7 @@ def build_model(
         fill(model, lambda name, shape: weights[name])
     else:
         fill(model, lambda name, shape: initial_value(name, shape, config.model, config.seed))
-    return model, ancestors
+    return model, start
 
 
 def _set_arithmetic(model: StableLM, config: RunConfig, dtype: torch.dtype | None) -> None:
@@ -48,14 +67,9 @@ def _set_arithmetic(model: StableLM, config: RunConfig, dtype: torch.dtype | Non
         model.compute_dtype = torch.bfloat16
 
 
-def _given(config: RunConfig, init: str) -> tuple[StableLM, tuple[Ancestor, ...]]:
+def _given(config: RunConfig, init: str) -> tuple[StableLM, Start]:
     folder = resolve(init)
-    model, _ = open_path(folder, dtype=torch.float32)
-    if model.config != config.model:
-        names = type(model.config).model_fields
-        name = next(n for n in names if getattr(model.config, n) != getattr(config.model, n))
-        raise InputError(
-            f"init: {init} has {name} {getattr(model.config, name)}, model.{name} is "
-            f"{getattr(config.model, name)}. Give the run the architecture of its initial weights."
-        )
-    return model, ancestors_of(folder, init)
+    model, tokenizer = open_path(folder, dtype=torch.float32)
+    adapted = adaptation(model.config, config, init)
+    model.config = config.model
+    return model, Start(ancestors_of(folder, init), adapted, tokenizer)

@@ -26,6 +26,7 @@ from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
 from stablelm.planning.flops import flops_per_token
 from stablelm.planning.schedule import Schedule
 from stablelm.storage import directory_lock, require_space, write_json, write_text
+from stablelm.training.adapting import same_words, told_adaptation
 from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batches
 from stablelm.training.branching import origin_of, parent_of
@@ -114,9 +115,17 @@ class Trainer:
         self.schedule = Schedule.of(config, self.plan.schedule_steps, origin)
         self.batches = Batches(self.loader, self.layout)
         self.dtype = DTYPES[config.precision]
-        self.model, self.ancestors = build_model(config, self.layout, self.device, dtype)
+        self.model, start = build_model(config, self.layout, self.device, dtype)
+        self.ancestors, self.adapted = start.ancestors, start.adapted
+        self.notes: list[str] = []
+        """What is told when the run starts."""
         if self.parent is not None:
             self.ancestors = tuple(Ancestor(**found) for found in self.parent["ancestors"])
+            self.adapted = self.parent.get("adapted", {})
+        self.notes += told_adaptation(self.adapted, config.batch.sequence_length)
+        if start.tokenizer is not None:
+            words = self.dataset.tokenizer_files()["tokenizer.json"]
+            self.notes.append(same_words(start.tokenizer, words, str(self.dataset.tokenizer_path)))
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.checkpoints = Checkpoints(self.run, config.checkpoint, self.console.message)
         self.metrics: Metrics | None = None
@@ -155,7 +164,7 @@ class Trainer:
             self.console.message(f"{name}: a save that was cut off; ignored and removed")
         self._begin(resume, force_data)
         self.ranks.at_first(self._describe)
-        for line in self.plan.lines():
+        for line in (*filter(None, self.notes), *self.plan.lines()):
             self.console.message(line)
         if self.step == self.plan.steps:
             self.console.message(f"{self.run}: all {self.plan.steps:,} steps are done already")
@@ -310,6 +319,7 @@ class Trainer:
             "suite": self.suite,
             "dataset": self.dataset.summary(),
             "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],
+            "adapted": self.adapted,
         }
         state = state_of(self.step, self.plan, self.config, self.loader, self.evaluations, self.parent)
         return self.checkpoints.save(self.model, self.optimizer, state, about, self.dataset.tokenizer_files())

@@ -45,6 +45,26 @@ def test_a_stride_gives_more_context(world, run, texts):
     assert close["all"]["loss"] < apart["all"]["loss"]
 
 
+def test_by_position_and_beyond_the_context(world, run, texts):
+    line = ("perplexity", world / "model", texts[0], "--by-position", 4)
+    told = json.loads(run(*line, "--window", 64, "--json").out)["files"][0]["by_position"]
+    assert [(row["first"], row["last"]) for row in told] == [(1, 16), (17, 32), (33, 48), (49, 64)]
+    shown = run(*line, "--window", 64).out
+    assert f"tokens      49 to      64  loss {told[3]['loss']:.4f}" in shown
+    assert "tokens     151 to     200" in run(*line, "--window", 200, "--beyond-context").out
+    said = run("perplexity", world / "model", *texts, "--by-position", 2, "--window", 128)
+    assert said.code == 0 and "many.jsonl: no text has 128 tokens" in said.err
+
+    def refused(*more):
+        said = run(*line, *more)
+        assert said.code == 2, said.out
+        return said.err
+
+    assert "windows that do not overlap: leave --stride away" in refused("--stride", 8)
+    assert "the window has 3 tokens; ask for fewer parts" in refused("--window", 3)
+    assert "no text fills a window of 9,999 tokens" in refused("--window", 9999, "--beyond-context")
+
+
 def test_mistakes(world, run, texts, tmp_path):
     def refused(*arguments):
         said = run("perplexity", world / "model", *arguments)
@@ -56,5 +76,5 @@ def test_mistakes(world, run, texts, tmp_path):
     assert "nowhere.txt" in refused(tmp_path / "nowhere.txt")
     assert "no text under 'body' (found: text). Name its key" in refused(texts[1], "--key", "body")
     assert "would skip tokens: the window is 16" in refused(texts[0], "--window", 16, "--stride", 17)
-    assert "--window 129: the model's context is 128." in refused(texts[0], "--window", 129)
+    assert "--window 129: the model's context is 128. --beyond" in refused(texts[0], "--window", 129)
     assert "is a directory" in refused(tmp_path).lower()

@@ -59,6 +59,39 @@ def test_every_token_once_with_its_context(model, tokenizer, window, stride, mon
     assert found.calibration.tokens == sum(found.tokens)
 
 
+def test_loss_by_position_counts_full_windows_alone(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(text_files, "GROUP_TOKENS", 50)
+    texts = [TEXTS[3][:300], TEXTS[0], TEXTS[2][:100]]
+    rows = [[0, *ids] for ids in tokenizer.encode_documents(texts)]
+    found = score_texts(model, tokenizer, iter(texts), 21, 21, parts=4)
+    edges = [(0, 5), (5, 10), (10, 15), (15, 21)]
+    expected = {edge: [] for edge in edges}
+    for row in rows:
+        starts = [s for s in range(0, len(row) - 1, 21) if s + 21 < len(row)]
+        sums = dict.fromkeys(edges, 0.0)
+        for start in starts:
+            window = torch.tensor(row[start : start + 22])
+            with torch.no_grad():
+                logits = model(window[None, :-1])[0].double().log_softmax(-1)
+            nats = -logits.gather(1, window[1:, None])[:, 0]
+            for first, last in edges:
+                sums[first, last] += float(nats[first:last].sum())
+        if starts:
+            for edge in edges:
+                expected[edge].append((sums[edge], len(starts) * (edge[1] - edge[0])))
+    told = found.as_dict()["by_position"]
+    assert 1 < told[0]["documents"] < 3, "one is too short"
+    assert [(row["first"] - 1, row["last"]) for row in told] == edges
+    for row, values in zip(told, expected.values(), strict=True):
+        nats, tokens = zip(*values, strict=True)
+        assert row["tokens"] == sum(tokens) and row["documents"] == len(values)
+        assert row["loss"] == pytest.approx(sum(nats) / sum(tokens), rel=1e-5)
+        assert row["loss_standard_error"] == pytest.approx(ratio(nats, tokens)[1], rel=1e-3)
+    twice = (found + found).as_dict()["by_position"]
+    assert [row["tokens"] for row in twice] == [2 * row["tokens"] for row in told]
+    assert "by_position" not in score_texts(model, tokenizer, iter(texts), 21, 21).as_dict()
+
+
 @pytest.mark.parametrize(
     ("size", "window", "stride"), [(2, 1, 1), (9, 4, 4), (9, 4, 1), (30, 8, 3), (9, 8, 8)]
 )

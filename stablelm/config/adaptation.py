@@ -1,0 +1,22 @@
+"""How a run adapts the weights it starts from: a longer context, code to be filled in, the old mixture kept
+in mind."""
+
+from typing import Any
+
+from pydantic import Field
+
+from stablelm.config.schema import Schema
+
+
+class AdaptConfig(Schema):
+    """What may differ from the architecture of the initial weights (`init`); no weight is changed by it."""
+
+    rope_theta: float | None = Field(None, gt=0)
+    """Base of the rotary frequencies: a larger one turns more slowly, which is how a longer context is learnt
+    (10,000 → 1,000,000 for 4,096 → 16,384 tokens in stable-code-3b); null keeps that of the weights."""
+    max_position_embeddings: int | None = Field(None, ge=1)
+    """Context length in tokens that the model is to have; null keeps that of the weights."""
+
+    def changes(self) -> dict[str, Any]:
+        """The keys of the architecture that are set, with their values."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
