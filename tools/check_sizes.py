@@ -20,7 +20,8 @@ CORE = (
 NOT_CORE = (
     "config/recipe.py", "config/filters.py", "config/filter_set.py", "config/cleaning.py",
     "config/deduplication.py", "config/slurm.py", "config/neox.py", "config/neox_keys.py",
-    "config/neox_file.py", "config/card.py", "config/finetune.py", "training/dry_run.py",
+    "config/neox_file.py", "config/card.py", "config/finetune.py", "config/adapter.py",
+    "model/adapters.py", "training/dry_run.py",
     "training/report.py", "inference/quantization.py", "inference/speculation.py", "tokenizer/chat.py",
     "tokenizer/golden.py", "config/evaluation.py", "model/predictions.py", "training/evaluating.py",
     "inference/cpu_runner.py", "inference/cpu_cache.py", "inference/packed_products.py",

@@ -23,6 +23,7 @@ from stablelm.config import InputError
 from stablelm.inference.cpu_runner import runner_for, token_bytes
 from stablelm.inference.runner import Runner, require_memory
 from stablelm.model import StableLM
+from stablelm.model.adapters import active
 from stablelm.storage import atomic_file, fingerprint, refuse_existing
 
 FORMAT = "stablelm prefix 1"
@@ -232,7 +233,7 @@ def identity(model: StableLM) -> str:
     """A fingerprint of configuration, weights and precision; reads every weight once (5.6 GB: two seconds).
 
     Any single changed number changes it."""
-    precision = str(model.compute_dtype or model.dtype)
+    precision = f"{model.compute_dtype or model.dtype}{active(model) or ''}"  # and the adapter in use
     return fingerprint([model.config.model_dump(mode="json"), precision, digest(model.state_dict())])
 
 

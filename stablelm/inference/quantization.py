@@ -18,6 +18,7 @@ from stablelm.config import InputError
 from stablelm.inference.packed_products import Frozen, exact_product
 from stablelm.kernels.cpu.packing import GROUPS, Packed, dense, pack, shapes
 from stablelm.model import StableLM
+from stablelm.model.adapters import require_none
 from stablelm.model.head import chunked_loss
 from stablelm.model.linear import Linear
 from stablelm.model.predictions import predictions
@@ -90,6 +91,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.bits, self.group = packed.bits, packed.group
         self.rows, self.columns = packed.rows, packed.columns
+        self.out_features, self.in_features = packed.rows, packed.columns  # as a `Linear` says it
         self.register_buffer("weight", packed.weight)
         self.register_buffer("scale", packed.scale)
         self.register_buffer("bias", bias)
@@ -111,6 +113,11 @@ class QuantizedLinear(nn.Module):
     def _exactly(self, x: Tensor) -> bool:
         """Whether the product is the one that has a gradient and runs anywhere."""
         return self.exact or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled())
+
+    def row_norms(self) -> Tensor:
+        """L2 norm of each row of W, float32 [out]; makes it dense for a moment."""
+        norms: Tensor = torch.linalg.vector_norm(dense(self.packed), dim=1)
+        return norms
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # A packed matrix has no other precision: `.to("cuda", torch.float32)` moves it and changes nothing.
@@ -213,6 +220,7 @@ def quantize(
     the name of every matrix that is done. `InputError` for weights that are not finite."""
     if is_packed(model):
         raise InputError("the model is quantised already; start from the original.")
+    require_none(model, "quantise")
     if model.device.type != "cpu":
         raise InputError("quantise on the CPU: the packed weights are made for it.")
     for ids in calibration:

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from stablelm.model import StableLM
+from stablelm.model.adapters import active
 
 
 def weights_hash(model: StableLM) -> str:
-    """A hash of all weights, their names and precision, and the arithmetic: about 1 s for a GB."""
+    """A hash of all weights, their names and precision, and the arithmetic with the adapter in use: about 1 s
+    a GB."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(str(model.compute_dtype).encode())
+    digest.update(f"{model.compute_dtype}{active(model) or ''}".encode())
     tensors: Sequence[tuple[str, Any]] = sorted(model.state_dict().items())
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

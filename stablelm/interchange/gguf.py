@@ -24,6 +24,7 @@ from stablelm.interchange.gguf_network import MERGED, described, layout_of, netw
 from stablelm.interchange.gguf_tokenizer import read_tokenizer, tokenizer_metadata
 from stablelm.interchange.gguf_types import DENSE, LARGEST, READABLE, decode, encode, stored_bytes
 from stablelm.model import StableLM
+from stablelm.model.adapters import require_none
 from stablelm.storage import atomic_file, refuse_existing, require_space
 from stablelm.tokenizer import Tokenizer
 
@@ -61,6 +62,7 @@ def save_gguf(
     if out.is_dir():
         raise InputError(f"{out}: a directory; name a file, such as {out / 'model.gguf'}.")
     refuse_existing(out)
+    require_none(model, str(out))
     gguf, config = package(), model.config
     if tokenizer is not None and tokenizer.size > config.vocab_size:
         raise InputError(

@@ -20,6 +20,7 @@ from stablelm.config.model import Spelling, from_huggingface, to_huggingface
 from stablelm.interchange.pickled import pickled_files
 from stablelm.interchange.weights import DTYPES, StoredTensor, build_model, read_headers, read_pickles
 from stablelm.model import StableLM
+from stablelm.model.adapters import require_none
 from stablelm.storage import (
     atomic_directory,
     confined,
@@ -52,6 +53,7 @@ def save_pretrained(
     `quantization` is the recipe of a model with packed weights, kept in config.json."""
     directory = Path(directory)
     refuse_existing(directory)
+    require_none(model, str(directory))
     if quantization is None and (
         packed := [n for n, t in model.state_dict().items() if t.dtype == torch.uint8]
     ):

@@ -20,6 +20,7 @@ from stablelm.interchange.neox import check_vocabulary
 from stablelm.interchange.neox_config import to_neox
 from stablelm.interchange.neox_layout import MlpNames, choose_layout, entries, require_width, split
 from stablelm.model import StableLM
+from stablelm.model.adapters import require_none
 from stablelm.storage import atomic_directory, refuse_existing, require_space, write_text
 from stablelm.tokenizer import Tokenizer
 
@@ -45,6 +46,7 @@ def save_neox(
     rewriting. `InputError` names what cannot be divided over `width`, or what GPT-NeoX has no place for."""
     out, config = Path(out), model.config
     refuse_existing(out)
+    require_none(model, str(out))
     require_width(config, width, out)
     if config.qk_layernorm:
         raise InputError(

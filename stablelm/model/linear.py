@@ -6,6 +6,7 @@ cast every activation once per projection that reads it."""
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,3 +27,9 @@ class Linear(nn.Linear):
         return functional.linear(
             x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         )
+
+    def row_norms(self) -> Tensor:
+        """L2 norm of each row of W [out], in float32 or better."""
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        norms: Tensor = torch.linalg.vector_norm(self.weight.detach(), dim=1, dtype=exact)
+        return norms
