@@ -84,6 +84,9 @@ class RunConfig(Schema):
     does so in every n-th block."""
     compile: bool | None = None
     """Compile each block with torch.compile; null: on CUDA only (nothing is gained on a CPU)."""
+    kernels: Literal["pytorch", "triton"] = "pytorch"
+    """Rotation, SwiGLU, and norms after a residual sum: PyTorch's operators, or our Triton kernels (CUDA
+    only, not with parallel.tensor above 1; not timed on a GPU yet)."""
     loss_chunk: int = Field(512, ge=1)
     """Tokens whose logits are alive at once in the cross-entropy."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

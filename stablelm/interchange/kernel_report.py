@@ -40,7 +40,8 @@ def kernel_report(model: StableLM, device: torch.device) -> dict[str, Any]:
         "sdpa_with_padding": _fused(config, device, dtype, _TOKENS, masked=True),
         "quantised_weights": kernels_in_use(),
         "decoding": decoding(model, device),
-        "everything_else": "PyTorch operators (rotary, LayerNorm, SwiGLU, head)",
+        "rotary_swiglu_norm": f"{model.fused.name}: {model.fused.reason}",
+        "everything_else": "PyTorch operators",
     }
 
 

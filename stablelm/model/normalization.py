@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+AddNorm = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+
 
 class LayerNorm(nn.LayerNorm):
     """(x − mean) / √(variance + eps) · weight (+ bias) over the last dimension; returns the dtype of x."""
@@ -14,11 +16,20 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int, eps: float, bias: bool = True) -> None:
         super().__init__(width, eps, bias=bias)
+        self.fused: AddNorm | None = None
+        """Replaces `after`; chosen once for the whole model (`StableLM.use_kernels`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., h] → [..., h]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return functional.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+
+    def after(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """x, delta [..., h] → x + delta, and its norm."""
+        if self.fused is not None:
+            return self.fused(x, delta, self.weight, self.bias, self.eps)
+        x = x + delta
+        return x, self(x)
 
 
 class HeadNorm(nn.Module):

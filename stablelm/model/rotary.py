@@ -8,15 +8,28 @@ no nearer to the float32 network (notebook); a cached table up to the context le
 weights, and a longer context needs a new one); computing the angles anew costs under 0.1 % of a forward
 pass."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, H, S, D]; cos, sin [S, r/2] or [B, 1, S, r/2], in x's dtype → x with its first r dimensions
+    turned."""
+    half = cos.shape[-1]
+    first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 class Rotary:
     """The rotation for one forward pass, shared by all layers: built from positions, applied to q and k."""
 
-    def __init__(self, positions: Tensor, rotary_dim: int, theta: float) -> None:
-        """`positions`: [S] for all rows alike, or [B, S]."""
+    def __init__(self, positions: Tensor, rotary_dim: int, theta: float, turn: Turn = rotate) -> None:
+        """`positions`: [S] for all rows alike, or [B, S]; `turn` is what rotates."""
+        self.turn = turn
         exponents = torch.arange(0, rotary_dim, 2, device=positions.device, dtype=torch.float32) / rotary_dim
         angles = positions.float().unsqueeze(-1) * (1.0 / theta**exponents)  # [(B,) S, rotary/2]
         if angles.dim() == 3:
@@ -26,7 +39,4 @@ class Rotary:
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, H, S, D] with its first rotary_dim dimensions rotated by the position's angles; dtype
         kept."""
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        half = cos.shape[-1]
-        first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+        return self.turn(x, self.cos.to(x.dtype), self.sin.to(x.dtype))

@@ -14,6 +14,7 @@ from stablelm.config import InputError, ModelConfig
 from stablelm.model.attention import Attention, LayerCache
 from stablelm.model.backends import Backend, Documents, Mask, choose
 from stablelm.model.feedforward import FeedForward
+from stablelm.model.fused import PYTORCH, Fused, choose_fused
 from stablelm.model.head import Head
 from stablelm.model.initialization import initialize
 from stablelm.model.normalization import LayerNorm
@@ -62,8 +63,8 @@ class Block(nn.Module):
         if self.parallel:
             both: Tensor = x + attended + self.mlp(normed)
             return both
-        x = x + attended
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x, normed = self.post_attention_layernorm.after(x, attended)
+        out: Tensor = x + self.mlp(normed)
         return out
 
 
@@ -89,6 +90,8 @@ class StableLM(nn.Module):
         """Arithmetic of forward and backward; None computes in the dtype of the weights."""
         self.attention: Backend = choose(None, torch.device("cpu"), self.dtype)
         """The attention kernel in use, with the reason for it; `use_attention` changes it."""
+        self.fused: Fused = PYTORCH
+        """What computes rotation, SwiGLU and norms; `use_kernels` changes it."""
         if self.device.type != "meta":
             initialize(self, config, seed)
 
@@ -109,6 +112,16 @@ class StableLM(nn.Module):
         for block in self.model.layers:
             block.self_attn.attend = self.attention.function  # type: ignore[union-attr]
         return self.attention
+
+    def use_kernels(self, name: str | None = None, device: torch.device | None = None) -> Fused:
+        """Chooses what computes rotation, SwiGLU and norms: None, "pytorch", "triton"; `device`: where the
+        model will be, by default where it is."""
+        self.fused = choose_fused(name, device or self.device)
+        for block in self.model.layers:
+            block.mlp.gated = self.fused.swiglu  # type: ignore[union-attr]
+            if not block.parallel:
+                block.post_attention_layernorm.fused = self.fused.add_norm  # type: ignore[union-attr]
+        return self.fused
 
     def num_parameters(self) -> int:
         """Weights, both embeddings included."""
@@ -145,7 +158,7 @@ class StableLM(nn.Module):
             mask = _padded_mask(attention_mask, past, length)
         else:
             positions = torch.arange(past, past + length, device=input_ids.device)
-        rotary = Rotary(positions, self.config.rotary_dim, self.config.rope_theta)
+        rotary = Rotary(positions, self.config.rotary_dim, self.config.rope_theta, self.fused.rotate)
         x = self.model.embed_tokens(input_ids)
         if self.compute_dtype is not None:
             x = x.to(self.compute_dtype)

@@ -20,6 +20,7 @@ from stablelm.config import InputError, RunConfig
 from stablelm.config.parallelism import Degrees
 from stablelm.config.run import steps_of
 from stablelm.model import Documents, StableLM
+from stablelm.model.fused import choose_fused
 from stablelm.training.parallel.loss import VocabularyParallel
 from stablelm.training.parallel.mesh import REPLICATE, SHARD, TENSOR
 from stablelm.training.parallel.placements import block_plan, root_plan
@@ -45,6 +46,9 @@ def check(config: RunConfig, world: int, device_type: str) -> None:
             "recompute: selective cannot look into compiled blocks under tensor parallelism; use recompute: "
             "full, or compile: false."
         )
+    choose_fused(config.kernels, torch.device(device_type))
+    if config.kernels == "triton" and degrees.tensor > 1:
+        raise InputError("kernels: triton does not go with parallel.tensor above 1; use kernels: pytorch.")
 
 
 def _check_phase(config: RunConfig, degrees: Degrees, sequences: int, length: int) -> None:
