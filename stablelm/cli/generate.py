@@ -53,6 +53,12 @@ def generate(
     seed: Annotated[int | None, typer.Option(min=0, help="Fixes the text.", show_default="random")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Write the prompt first.")] = False,
+    infill: Annotated[
+        bool, typer.Option("--infill", help="Write what belongs where the prompt says <FILL>.")
+    ] = False,
+    suffix: Annotated[
+        Path | None, typer.Option(help="With --infill: what follows, a file; PROMPT is what precedes.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     beams: Annotated[
         int, typer.Option(help="Above 1: search for a likely text with so many beams; nothing is drawn.")
@@ -95,6 +101,9 @@ def generate(
     A long text that comes again: --save-prefix rules.prefix once, then --prefix rules.prefix with each
     prompt that begins with it. Another model needs a file of its own.
 
+    Between two texts: --infill 'def f(x):\n    <FILL>\n    return y', or --file before.py --suffix after.py,
+    with a model that was taught to (docs/adaptation.md).
+
     Longer than the context: --window 2000 --max-new-tokens 20000. What leaves the window is forgotten.
     """
     import secrets
@@ -107,6 +116,7 @@ def generate(
     from stablelm.planning import resolve_device
     from stablelm.planning.speed import speed_of
     from stablelm.storage import refuse_existing
+    from stablelm.tokenizer.infilling import FILL, InfillingTokenizer, around
 
     if (prompt is None) == (file is None):
         raise InputError("give either a PROMPT (- is standard input) or a --file.")
@@ -118,6 +128,10 @@ def generate(
             "--echo, --stats, --lookup, --prefix and --save-prefix go with one prompt, not with a .jsonl "
             "(whose prompts share what all of them begin with)."
         )
+    if suffix is not None and (not infill or many):
+        raise InputError("--suffix goes with --infill and one prompt, which it follows.")
+    if infill and truncate == "left":
+        raise InputError("--infill reads all of a prompt; leave --truncate left away.")
     if window is None and sinks is not None:
         raise InputError("--sinks stay in sight of a --window; give that, too.")
     if window is not None and truncate == "left":
@@ -144,8 +158,15 @@ def generate(
     if many and file:
         prompts = read_prompts(file)
     else:
-        alone = read_text(file or prompt or "")
+        alone = read_text(file or prompt or "", whole=infill)
+        if suffix is not None:
+            alone += FILL + read_text(suffix, whole=True)
         prompts = [Prompt(alone, alone)]
+    for one in prompts if infill else ():
+        try:
+            around(one.text)
+        except InputError as error:
+            raise InputError(f"line {one.line:,} of {file}: {error}" if many else str(error)) from None
     if out is not None:
         refuse_existing(out)
         seed = begun_seed(out) if seed is None else seed
@@ -160,6 +181,8 @@ def generate(
     )  # fmt: skip
     way.check(sampling)
     network, tokenizer = load(model, device=resolve_device(device))
+    if infill:
+        tokenizer = InfillingTokenizer(tokenizer)
     if way.window is not None:
         way.window.fits(network.config)
     if truncate == "left":
@@ -167,7 +190,7 @@ def generate(
     if out is not None:
         say = (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
         answer_file(out, network, tokenizer, prompts, sampling, max_new_tokens, stop or (), batch,
-                    {"model": stamp(model)}, say, how)  # fmt: skip
+                    {"model": stamp(model), **({"infill": True} if infill else {})}, say, how)  # fmt: skip
         return
     text = prompts[0].text
     read, skipped = tokenizer.encode(text) or [tokenizer.eos_id], 0
@@ -203,11 +226,14 @@ def generate(
             typer.echo(f"{save_prefix}: {len(read):,} tokens", err=True)
         skipped = len(read) - 1
     began = time.perf_counter()
+    before, after = around(text) if infill else (text, "")
     if echo:
-        typer.echo(text, nl=False)
+        typer.echo(before, nl=False)
     try:
         for piece in pieces:
             typer.echo(piece, nl=False)
+        if echo:
+            typer.echo(after, nl=False)
     finally:
         typer.echo(nl=echo or searches or bool(drawn))
     seconds = time.perf_counter() - began

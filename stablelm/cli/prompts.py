@@ -27,10 +27,11 @@ class Prompt:
     """As the line gives it; else the line's number."""
 
 
-def read_text(source: str | Path) -> str:
+def read_text(source: str | Path, *, whole: bool = False) -> str:
     """A prompt: the argument itself, all of standard input for `-`, or a file's text (`Path`).
 
-    UTF-8 whatever the locale says; the last line end of a file or of the input is dropped."""
+    UTF-8 whatever the locale says; the last line end of a file or of the input is dropped, unless the
+    `whole` is wanted."""
     typed = isinstance(source, str) and source != "-"
     if typed:
         data, name = os.fsencode(source), "the prompt"
@@ -39,7 +40,7 @@ def read_text(source: str | Path) -> str:
     else:
         data, name = Path(source).read_bytes(), str(source)
     text = decoded(data, name)
-    return text if typed else text.removesuffix("\n").removesuffix("\r")
+    return text if typed or whole else text.removesuffix("\n").removesuffix("\r")
 
 
 def read_prompts(path: Path) -> list[Prompt]:

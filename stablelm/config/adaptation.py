@@ -20,3 +20,14 @@ class AdaptConfig(Schema):
     def changes(self) -> dict[str, Any]:
         """The keys of the architecture that are set, with their values."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class InfillingConfig(Schema):
+    """Fill-in-the-middle (Bavarian et al., 2022): some documents are cut in three, the middle moved to the
+    end."""
+
+    rate: float = Field(0.5, ge=0, le=1)
+    """Share of the documents that are rearranged, chosen by a hash of each; the others stay as they are."""
+    spm_rate: float = Field(0.5, ge=0, le=1)
+    """Share of these with the suffix first (SPM); in the others the prefix is first (PSM), which is how
+    `stablelm generate --infill` asks."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stablelm.config.adaptation import AdaptConfig
+from stablelm.config.adaptation import AdaptConfig, InfillingConfig
 from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
 from stablelm.config.mixture import as_fraction
@@ -48,6 +48,9 @@ class ExamplesConfig(Schema):
     template: str | None = None
     """Chat template: null takes the model's own, or stablelm-zephyr's if it has none; zephyr; or a file with
     a Jinja template."""
+    fim: InfillingConfig | None = None
+    """For texts: teach filling in (program code, as a rule) by rearranging some of them, also among those
+    held out; {} takes the defaults. The tokenizer gets the tokens if it lacks them."""
     too_long: Literal["refuse", "drop", "truncate"] = "refuse"
     """An example longer than batch.sequence_length: stop and name it, drop it and count it, or cut off its
     end and count it."""
@@ -75,6 +78,14 @@ class ExamplesConfig(Schema):
             if name not in KEYS:
                 raise ValueError(f"{name!r} is none of ours: {', '.join(KEYS)}; write ours: theirs")
         return keys
+
+    @model_validator(mode="after")
+    def _check(self) -> "ExamplesConfig":
+        if self.fim is not None and self.format not in ("auto", "text"):
+            raise ValueError(f"fim rearranges texts, not examples of format {self.format}; leave it out")
+        if self.fim is not None and self.too_long == "truncate":
+            raise ValueError("fim moves the middle to the end, which truncate would cut off; drop instead")
+        return self
 
 
 class TuningBatchConfig(Schema):

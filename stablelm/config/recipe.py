@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stablelm.config.adaptation import InfillingConfig
 from stablelm.config.deduplication import Decontamination, Deduplication
 from stablelm.config.filter_set import FilterSet
 from stablelm.config.mixture import as_fraction
@@ -66,6 +67,9 @@ class SourceConfig(Schema):
     settings. Groups:
     url_blocklist, language, gopher_repetition, gopher_quality, c4, fineweb, line_corrections, code,
     word_blocklist, pii."""
+    fim: InfillingConfig | None = None
+    """Teach filling in on these documents, code as a rule; {} takes the defaults, null leaves them as they
+    are. Held-out documents stay as they are. The tokenizer gets the tokens if it lacks them."""
     epochs: float | str = 1
     """How often a run is meant to read it: a number, or a fraction as "7/3". Noted in the manifest; what a
     run does is said by its `data.epochs`."""

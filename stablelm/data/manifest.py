@@ -169,6 +169,8 @@ class Dataset:
             ]
             if lost:
                 lines.append(f"  read {about['read']:,}, kept {about['kept']:,}; left out: {', '.join(lost)}")
+            if fim := about.get("fim"):
+                lines.append(f"  rearranged for filling in: {fim['psm']:,} as PSM, {fim['spm']:,} as SPM")
             if empty := about["empty_files"]:
                 first = ", ".join(empty[:_FIRST])
                 many = f"{len(empty):,} empty files, the first: " if len(empty) > _FIRST else "empty: "

@@ -37,7 +37,7 @@ from stablelm.data.stages.decontaminating import Decontaminate, IndexSets
 from stablelm.data.stages.deduplicating import Steps, steps
 from stablelm.data.stages.filtering import HISTOGRAMS, Decide, Signals
 from stablelm.data.stages.reading import Plan, Read, shards_of
-from stablelm.data.stages.tokenizing import EXAMPLES_FILE, Order, Tokenize, keep_tokenizer
+from stablelm.data.stages.tokenizing import EXAMPLES_FILE, Order, Tokenize, keep_tokenizer, tokenizer_of
 from stablelm.data.token_files import token_dtype
 from stablelm.storage import (
     atomic_directory,
@@ -50,6 +50,7 @@ from stablelm.storage import (
     write_manifest,
 )
 from stablelm.tokenizer import Tokenizer
+from stablelm.tokenizer.infilling import added_by
 
 _UNPACKED = {".gz": 4, ".zst": 5, ".parquet": 4}  # bytes of text in a byte of file, roughly
 
@@ -124,10 +125,14 @@ def prepare(
     `DiskFullError` when the disk cannot hold the result, before anything is read if that can be foreseen;
     `RunError` when a worker is lost."""
     out, report = Path(recipe.out), _reporting(progress)
-    tokenizer = Tokenizer.from_file(recipe.tokenizer)
+    tokenizer = tokenizer_of(recipe)
     work = Work(work_directory(recipe))
     pipeline = Pipeline.of(recipe, tokenizer, f"tokenizers/{tokenizer.sha256[:16]}")
     files = work.tasks(pipeline.plan)
+    if new := added_by(Tokenizer.from_file(recipe.tokenizer), tokenizer):
+        report.message(
+            f"{recipe.tokenizer}: gets {new}; a model of these data has {tokenizer.size:,} ids or more"
+        )
     if still_current(recipe, tokenizer, pipeline, work):
         report.message(f"{out}: up to date")
         return out
@@ -153,7 +158,7 @@ def prepare(
 
 def run_stage(recipe: DataRecipe, stage: str, part: int, parts: int, progress: Progress) -> int:
     """Does part `part` of `parts` of one stage, as one job of an array; returns how many tasks it ran."""
-    tokenizer = Tokenizer.from_file(recipe.tokenizer)
+    tokenizer = tokenizer_of(recipe)
     work = Work(work_directory(recipe))
     place = keep_tokenizer(tokenizer, work.path)
     stages = {entry.name: entry for entry in Pipeline.of(recipe, tokenizer, place).stages}
@@ -180,10 +185,13 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
         kept = sum(file.kept for file in account.files)
         assert kept == sum(counts["documents"] for counts in sides[name].values()), f"{name}: {kept} kept"
     changed = {name: {"documents": 0, "before": 0, "after": 0} for name in sides}
+    rearranged = {name: {"psm": 0, "spm": 0} for name in sides}
     marks = zip(shards_of(pipeline.read, work), work.marks(pipeline.tokenize), strict=True)
     for shard, (_, mark) in marks:
         for key, value in mark.result["changed"].items():
             changed[shard.source][key] += value
+        for form, count in mark.result.get("rearranged", {}).items():
+            rearranged[shard.source][form] += count
     for name, counts in changed.items():  # what the token files hold is what the changes left
         assert counts["after"] == sum(side["bytes"] for side in sides[name].values()), (
             f"{name}: changed bytes"
@@ -204,6 +212,7 @@ def _publish(recipe: DataRecipe, tokenizer: Tokenizer, pipeline: Pipeline, work:
             sources[source.name] = {
                 **about, "epochs": str(as_fraction(source.epochs)), **counts,
                 **accounts[source.name].as_dict(), "changed": changed[source.name],
+                **({} if source.fim is None else {"fim": rearranged[source.name]}),
             }  # fmt: skip
         clusters, shown = {}, _report(pipeline, work, accounts)
         for each in pipeline.repetitions.clusters:

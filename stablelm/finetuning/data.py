@@ -19,6 +19,7 @@ from stablelm.storage import fingerprint, sha256_text
 from stablelm.storage.json_lines import decoded
 from stablelm.tokenizer import Tokenizer
 from stablelm.tokenizer.chat import ZEPHYR
+from stablelm.tokenizer.infilling import Infilling, Marks, added_by, with_infilling
 
 
 class TuningData:
@@ -28,8 +29,18 @@ class TuningData:
         """`tokenizer`: the base model's. `InputError` names whatever is wrong with the examples."""
         data, length = config.data, config.length(model)
         template, self.template_from = _template(data.template, tokenizer)
+        infilling, self.added = None, ""
+        if data.fim is not None:
+            base, tokenizer = tokenizer, with_infilling(tokenizer)
+            self.added = added_by(base, tokenizer)
+            infilling = Infilling(data.fim, config.seed, Marks.of(tokenizer))
+            if tokenizer.size > model.vocab_size:
+                raise InputError(
+                    f"data.fim: the tokens of filling in make {tokenizer.size:,} ids, the model has rows for "
+                    f"{model.vocab_size:,}. Tune a model whose vocabulary is padded."
+                )
         chat = ChatEncoder(tokenizer, template, model.bos_token_id)
-        reader = ExampleReader(data, tokenizer, chat, length + 1)
+        reader = ExampleReader(data, tokenizer, chat, length + 1, infilling)
         self.accounts = {"train": Account()}
         examples = reader.read(data.paths, self.accounts["train"])
         self.shared: list[str] = []
@@ -95,10 +106,11 @@ class TuningData:
 
     def describe(self) -> list[str]:
         """The examples for a reader, a line each."""
-        lines = []
+        lines = [f"tokenizer: gets {self.added}, stored with the result"] if self.added else []
         for name, account in self.accounts.items():
             lost = ", ".join(f"{reason} {count:,}" for reason, count in account.dropped.items())
             cut = f"; {account.truncated:,} cut at the end" if account.truncated else ""
+            cut += f"; {account.rearranged:,} rearranged for filling in" if account.rearranged else ""
             side = "" if name == "train" else "held out: "
             lines.append(
                 f"{side}{account.read:,} records ({account.format}), {account.kept:,} examples"

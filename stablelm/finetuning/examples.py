@@ -6,8 +6,9 @@
 
 Prompt and completion are encoded each for itself, because that is how they meet when the model is used: the
 prompt's ids are fixed before the first token of the completion is drawn. A completion without a prompt
-begins, like a text, behind a separator. Alpaca's instruction and input, a blank line between them, are the
-user's message.
+begins, like a text, behind a separator. A text may be rearranged for filling in between its separators
+(`tokenizer/infilling.py`); what is drawn is a hash of the text. Alpaca's instruction and input, a blank line
+between them, are the user's message.
 
 An example holds its ids as a sample does: v is trained, ~v (negative) is read only. All are held in memory,
 8 bytes a token with the rows made of them."""
@@ -34,6 +35,7 @@ from stablelm.finetuning.conversations import (
 )
 from stablelm.finetuning.records import read_records
 from stablelm.tokenizer import Tokenizer
+from stablelm.tokenizer.infilling import Infilling
 
 SHAPES = {
     "chat": (("messages",), ("conversations",)),
@@ -76,6 +78,8 @@ class Account:
     """By reason: records that are no examples, or too long."""
     truncated: int = 0
     """Kept without their end."""
+    rearranged: int = 0
+    """For filling in."""
     unread: Counter[str] = field(default_factory=Counter)
     """Keys that say nothing here → records that have them."""
 
@@ -90,8 +94,16 @@ class Account:
 class ExampleReader:
     """Examples out of files, by one tokenizer and template."""
 
-    def __init__(self, data: ExamplesConfig, tokenizer: Tokenizer, chat: ChatEncoder, longest: int) -> None:
-        """`longest`: tokens of an example at most."""
+    def __init__(
+        self,
+        data: ExamplesConfig,
+        tokenizer: Tokenizer,
+        chat: ChatEncoder,
+        longest: int,
+        infilling: Infilling | None = None,
+    ) -> None:
+        """`longest`: tokens of an example at most; `infilling` rearranges texts."""
+        self.infilling = infilling
         self.data, self.tokenizer, self.chat, self.longest = data, tokenizer, chat, longest
         self._prefix = tokenizer.encode("")  # what this tokenizer puts before a prompt; nothing for NeoX
 
@@ -117,11 +129,18 @@ class ExampleReader:
                     raise Fault("wrong type", f"{kind_of(record)}; wanted is an object")
                 if not account.format:
                     account.format = self._shape(record)
+                    if self.infilling is not None and account.format != "text":
+                        raise InputError(
+                            f"{where}: data.fim rearranges texts; this is an example of format "
+                            f"{account.format}. Leave fim out."
+                        )
                     if account.format in CHATS:
                         self.chat.check()
                 named = self._fields(record, account.format)
                 wanted = list(named)
                 segments = self._segments(account.format, named)
+                if self.infilling is not None:
+                    segments = self._rearranged(str(next(iter(named.values()))), segments, account)
                 example = self._example(segments, where, account)
             except Fault as fault:
                 if self.data.on_error == "stop":
@@ -182,6 +201,17 @@ class ExampleReader:
             return self.chat.segments(talk)
         except InputError as error:
             raise Fault("refused by the template", str(error).rstrip(".")) from None
+
+    def _rearranged(self, text: str, whole: list[Segment], account: Account) -> list[Segment]:
+        """The segments of a text that is to be filled in, or `whole`."""
+        assert self.infilling is not None
+        parts = self.infilling.parts(text, text)
+        if len(parts) == 1:
+            return whole
+        account.rearranged += 1
+        ids = [np.array(part, dtype=np.int64) for part in self.tokenizer.encode_documents(parts)]
+        arranged = self.infilling.arranged(ids, text).tolist()
+        return [whole[0], Segment(arranged, True, len(text.encode())), whole[-1]]
 
     def _alpaca(self, named: Mapping[str, Any]) -> list[Message]:
         said = {

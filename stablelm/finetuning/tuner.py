@@ -39,7 +39,17 @@ from stablelm.training.trainer import train_by
 
 _FIXED = {
     "": ("neftune", "label_smoothing"),
-    "data": ("format", "keys", "train_on", "template", "too_long", "on_error", "held_out_share", "packing"),
+    "data": (
+        "format",
+        "keys",
+        "train_on",
+        "template",
+        "too_long",
+        "on_error",
+        "held_out_share",
+        "packing",
+        "fim",
+    ),
 }
 """Settings that decide what is learnt, by section."""
 FEW_STEPS = 10

@@ -242,6 +242,10 @@ class Tokenizer:
         """The same tokenizer with another chat template."""
         return Tokenizer(self._content, self.source, {**(self._settings or {}), "chat_template": template})
 
+    def with_content(self, content: bytes) -> "Tokenizer":
+        """Another tokenizer.json with the same settings."""
+        return Tokenizer(content, self.source, self._settings)
+
     def save(self, directory: str | Path) -> None:
         """Writes `tokenizer.json` byte-identical, and the two small files that `transformers` reads beside
         it."""

@@ -1,4 +1,4 @@
-"""A model whose context was extended, exported, in `transformers`: its logits beyond the old context."""
+"""Adapted models, exported, in `transformers`: logits beyond the old context, the tokens of filling in."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from stablelm.interchange import open_path, save_pretrained
 from stablelm.interchange.export import export
 from stablelm.model import StableLM
 from stablelm.tokenizer import Tokenizer
+from stablelm.tokenizer.infilling import FILL, InfillingTokenizer, with_infilling
 from stablelm.training import train
 from tests.training.conftest import Recorder, dataset_path  # noqa: F401 (a fixture)
 
@@ -47,3 +48,13 @@ def test_an_extended_model_is_transformers_model(dataset_path, tmp_path):  # noq
     before, _ = open_path(run)
     before.config = MODEL  # the same weights at the old base: another model
     assert (before(ids) - found).abs().max() > 1e-3
+
+
+def test_infilling_prompts_are_those_of_the_cards_snippet(shared, tmp_path):
+    made = with_infilling(Tokenizer.from_file(shared / "data" / "neox-tokenizer"))
+    made.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    before, after = "def fib(n):\n", "    else:\n        return fib(n - 2) + fib(n - 1)"
+    prompt = f"<fim_prefix>{before}<fim_suffix>{after}<fim_middle>"
+    assert InfillingTokenizer(made).encode(before + FILL + after) == theirs(prompt)["input_ids"]
+    assert len(theirs) == 50_281

@@ -26,9 +26,8 @@ from stablelm.config.recipe import DataRecipe
 from stablelm.config.slurm import SlurmConfig
 from stablelm.data.execution import Work
 from stablelm.data.preparation import Pipeline, work_directory
-from stablelm.data.stages.tokenizing import keep_tokenizer
+from stablelm.data.stages.tokenizing import keep_tokenizer, tokenizer_of
 from stablelm.storage import atomic_directory, directory_lock
-from stablelm.tokenizer import Tokenizer
 
 _ONE_THREAD = "TOKENIZERS_PARALLELISM=false RAYON_NUM_THREADS=1 NUMBA_NUM_THREADS=1 OMP_NUM_THREADS=1"
 
@@ -104,7 +103,7 @@ def write_jobs(recipe: DataRecipe, options: SlurmConfig, *, folder: str | Path =
     `folder` is where relative paths start. `InputError`, before anything is queued, for sources or a
     tokenizer that cannot be read, or while the work directory is in use."""
     folder = Path(os.path.abspath(folder))
-    tokenizer = Tokenizer.from_file(recipe.tokenizer)
+    tokenizer = tokenizer_of(recipe)
     work = Work(work_directory(recipe))
     pipeline = Pipeline.of(recipe, tokenizer, f"tokenizers/{tokenizer.sha256[:16]}")
     sources = len(work.tasks(pipeline.plan))  # looks for the files: a wrong path is told now

@@ -4,12 +4,14 @@ the shuffle and whether it is held out.
 A document is held out when the hash of (seed, origin) falls below the share, so all pieces of a file share a
 side, also across sources. Its place is the hash of (seed, source, id): neither depends on the order of
 reading, on the other documents or on how they are cut into shards. The two stages are two because another
-seed or share need not encode again."""
+seed or share need not encode again, except where documents are rearranged for filling in
+(`tokenizer/infilling.py`): that is drawn by the same seed, and held-out documents are left as they are, so
+that their loss stays comparable."""
 
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stablelm.config.adaptation import InfillingConfig
 from stablelm.config.recipe import DataRecipe
 from stablelm.data.accounts import EXAMPLES
 from stablelm.data.arrays import read_arrays, write_arrays
@@ -31,8 +34,15 @@ from stablelm.data.token_files import token_dtype
 from stablelm.data.tokenization import BATCH_BYTES, BATCH_DOCUMENTS, encode
 from stablelm.storage import atomic_directory, keyed_uint64, write_json
 from stablelm.tokenizer import Tokenizer
+from stablelm.tokenizer.infilling import Infilling, Marks, with_infilling
 
 NO_TOKENS, EXAMPLES_FILE = "no tokens", "examples.json"
+
+
+def tokenizer_of(recipe: DataRecipe) -> Tokenizer:
+    """The recipe's tokenizer, with the tokens of filling in where a source wants them."""
+    found = Tokenizer.from_file(recipe.tokenizer)
+    return with_infilling(found) if any(source.fim is not None for source in recipe.sources) else found
 
 
 def keep_tokenizer(tokenizer: Tokenizer, work: Path) -> str:
@@ -69,6 +79,7 @@ class Tokenize:
     def tasks(self, work: Work) -> list[Task]:
         """A task a document shard."""
         verdicts, edits, made = standing(work, self.judges), changed_by(work, self.editors), []
+        settings = {source.name: source for source in self.recipe.sources}
         for shard in shards_of(self.read, work):
             about, output = verdicts.get(shard.name, ({}, ""))
             changes = edits.get(shard.name, [])
@@ -77,6 +88,11 @@ class Tokenize:
                 "ending": [self.eod_id] if self.recipe.append_eod else [],
                 "changes": [place for place, _ in changes],
             }  # fmt: skip
+            if (fim := settings[shard.source].fim) is not None:
+                arguments["fim"] = {
+                    **fim.model_dump(), "seed": self.recipe.seed, "held_out": self.recipe.held_out,
+                    "source": shard.source,
+                }  # fmt: skip
             inputs = (shard.read.output, output, *(mark.output for _, mark in changes))
             made.append(Task(shard.name, arguments, inputs, shard.text_bytes))
         return made
@@ -87,6 +103,7 @@ class Tokenize:
         shard = Shard.open(work / task.arguments["shard"])
         tokenizer = _loaded(str(work / task.arguments["tokenizer"]))
         dtype, ending = token_dtype(tokenizer.size), task.arguments["ending"]
+        rearranging = Rearranging(task.arguments.get("fim"), tokenizer)
         parts: list[NDArray[Any]] = []
         rows: list[int] = []
         contents: list[int] = []
@@ -95,7 +112,10 @@ class Tokenize:
         texts = edits.apply_all(shard.texts) if len(edits) else shard.texts
         for batch in batches(shard, BATCH_DOCUMENTS, BATCH_BYTES):
             kept = [row for row in batch if not reasons[row]]
-            for row, ids in zip(kept, encode(tokenizer, [texts[row] for row in kept], dtype), strict=True):
+            cut = [rearranging.parts(shard, row, texts[row]) for row in kept]
+            encoded = iter(encode(tokenizer, [part for parts in cut for part in parts], dtype))
+            for row, parts_of in zip(kept, cut, strict=True):
+                ids = rearranging.arranged(shard, row, [next(encoded) for _ in parts_of])
                 if not len(ids):
                     reasons[row] = NO_TOKENS
                     continue
@@ -121,7 +141,42 @@ class Tokenize:
             **fates(shard, reasons),
             "changed": {"documents": changed, "before": int(before.sum()), "after": int(after.sum())},
             "replaced": dict(zip(edits.replacements, written.tolist(), strict=True)),
+            "rearranged": rearranging.count,
         }
+
+
+class Rearranging:
+    """The documents of a shard that are rearranged for filling in."""
+
+    def __init__(self, about: Mapping[str, Any] | None, tokenizer: Tokenizer) -> None:
+        """`about`: the task's settings; None rearranges nothing."""
+        self.count = {"psm": 0, "spm": 0}
+        """Documents, by form."""
+        self._about = about
+        if about is not None:
+            settings = InfillingConfig(rate=about["rate"], spm_rate=about["spm_rate"])
+            self._infilling = Infilling(settings, about["seed"], Marks.of(tokenizer))
+
+    def parts(self, shard: Shard, row: int, text: str) -> list[str]:
+        """The pieces of a document that are encoded each for itself."""
+        if self._about is None or is_held_out(
+            self._about["held_out"], self._about["seed"], shard.origin(row)
+        ):
+            return [text]
+        return self._infilling.parts(text, self._about["source"], shard.ids[row])
+
+    def arranged(self, shard: Shard, row: int, parts: list[NDArray[Any]]) -> NDArray[Any]:
+        """The ids of a document from those of its pieces."""
+        if self._about is None or len(parts) == 1:
+            return parts[0]
+        key = self._about["source"], shard.ids[row]
+        self.count["spm" if self._infilling.is_spm(*key) else "psm"] += 1
+        return self._infilling.arranged(parts, *key)
+
+
+def is_held_out(share: float, seed: int, origin: str) -> bool:
+    """Whether the documents of an origin are kept out of training."""
+    return keyed_uint64("held-out", seed, origin) < int(share * 2**64)
 
 
 def fates(shard: Shard, reasons: Sequence[str]) -> dict[str, Any]:
@@ -168,11 +223,10 @@ class Order:
         """Writes each document's key and side, and as sides.json documents, tokens and bytes of each side."""
         about = task.arguments
         shard, tokens = Shard.open(work / about["shard"]), read_arrays(work / about["tokens"])
-        share = int(about["held_out"] * 2**64)
         keys, sides = np.zeros(len(tokens["rows"]), np.uint64), np.zeros(len(tokens["rows"]), np.uint8)
         for number, row in enumerate(tokens["rows"].tolist()):
             keys[number] = keyed_uint64("order", about["seed"], about["source"], shard.ids[row])
-            sides[number] = keyed_uint64("held-out", about["seed"], shard.origin(row)) < share
+            sides[number] = is_held_out(about["held_out"], about["seed"], shard.origin(row))
         write_arrays(out / "order.arrays", {"keys": keys, "sides": sides})
         sizes = np.diff(tokens["ends"], prepend=0)
         counts = {}
