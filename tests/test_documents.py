@@ -7,6 +7,7 @@ import pytest
 DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/adaptation.md",
     "docs/architecture.md",
     "docs/dependencies.md",
     "docs/evaluation.md",

@@ -26,6 +26,7 @@ NOT_CORE = (
     "tokenizer/golden.py", "config/evaluation.py", "model/predictions.py", "model/fused.py",
     "training/evaluating.py", "inference/cpu_runner.py", "inference/cpu_cache.py",
     "config/adaptation.py", "training/adapting.py", "tokenizer/infilling.py",
+    "tokenizer/comparison.py",
     "inference/beams.py",    "inference/packed_products.py", "inference/beams.py", "inference/decoding.py",
     "inference/prefix.py", "inference/window.py",
 )  # fmt: skip

@@ -7,6 +7,8 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from stablelm.config import ModelConfig
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as optimizer.lr=1e-4; may be repeated."),
@@ -28,3 +30,10 @@ def precision(name: str) -> "torch.dtype":
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def architecture_of(name: str) -> "ModelConfig":
+    """That of initial weights; PyTorch is loaded only where a configuration leaves it to them."""
+    from stablelm.interchange.open import architecture
+
+    return architecture(name)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stablelm.cli.options import Overrides
+from stablelm.cli.options import Overrides, architecture_of
 
 
 def plan(
@@ -36,7 +36,8 @@ def plan(
     """
     from stablelm.config import load_run_config
 
-    run = load_run_config(config, set_ or [], gpus=gpus)  # a mistake is told before PyTorch is loaded
+    # a mistake is told before PyTorch is loaded
+    run = load_run_config(config, set_ or [], gpus=gpus, architecture=architecture_of)
     from stablelm.planning import device_named, estimate_lines, estimate_run
 
     estimate = estimate_run(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stablelm.cli.options import Overrides
+from stablelm.cli.options import Overrides, architecture_of
 
 
 def train(
@@ -28,7 +28,8 @@ def train(
     from stablelm.config import load_run_config
 
     place = [] if out is None else [f"out={json.dumps(out)}"]
-    wanted = load_run_config(config, [*(set_ or []), *place])  # a mistake is told before PyTorch is loaded
+    # a mistake is told before PyTorch is loaded
+    wanted = load_run_config(config, [*(set_ or []), *place], architecture=architecture_of)
     from stablelm.training import train as run_training
     from stablelm.training.parallel.launch import discover
 

@@ -31,3 +31,15 @@ class InfillingConfig(Schema):
     spm_rate: float = Field(0.5, ge=0, le=1)
     """Share of these with the suffix first (SPM); in the others the prefix is first (PSM), which is how
     `stablelm generate --infill` asks."""
+
+
+class ReplayConfig(Schema):
+    """What an older run was trained on, read on at a small share, so that less of it is forgotten."""
+
+    run: str = Field(min_length=1)
+    """The older run (its newest checkpoint counts), or one of its checkpoints. Its sources join every mixture
+    as replay:NAME, in the proportions in which it had read them."""
+    share: float = Field(0.05, gt=0, lt=1)
+    """Share of this run's samples that are replayed."""
+    path: str | None = None
+    """Where the older run's prepared data are now; null: where it read them."""

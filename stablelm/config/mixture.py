@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stablelm.config.adaptation import ReplayConfig
 from stablelm.config.optimization import ScheduleConfig
 from stablelm.config.schema import Schema
 
@@ -81,6 +82,9 @@ class DataConfig(Schema):
     phase says how many epochs it adds, and each source goes on where the phases before stopped, or
     data.epochs is the mixture of all of them and all but the last say `until_step`. A run may be resumed with
     another future: phases added, or the present one ended by `until_step`."""
+    replay: ReplayConfig | None = None
+    """Also read what an older run was trained on: {run: RUN, share: 0.05, path: null}. Its sources need not
+    be named."""
     windows: dict[str, int] = Field(default_factory=dict)
     """Source name → use only its first this many windows of batch.sequence_length tokens; empty uses all."""
     skip: list[tuple[int, int]] = Field(default_factory=list)
@@ -113,7 +117,9 @@ class DataConfig(Schema):
         if self.order == "neox":
             if self.neox is None:
                 raise ValueError("order neox wants the section `neox`: paths, train_iters, tokenizer")
-            given = [name for name in ("path", "epochs", "phases", "windows") if getattr(self, name)]
+            given = [
+                name for name in ("path", "epochs", "phases", "windows", "replay") if getattr(self, name)
+            ]
             if given:
                 raise ValueError(f"order neox reads data.neox alone; leave out {', '.join(given)}")
             return self

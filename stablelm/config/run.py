@@ -2,7 +2,7 @@
 
 Derived values (steps, warm-up steps, accumulation, FLOPs) are not here; they live in `planning.Plan`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,10 +52,11 @@ class RunConfig(Schema):
     out: str = Field("runs/stablelm", min_length=1)
     """Directory of the run: metrics, checkpoints, report."""
     model: ModelConfig = Field(default_factory=ModelConfig)
-    """Architecture; `preset: NAME` starts from a named one and the other keys change it."""
+    """Architecture; `preset: NAME` starts from a named one and the other keys change it. Left out beside
+    `init`, it is that of those weights."""
     init: str | None = None
-    """Start from the weights in this directory (`stablelm init`, any Hugging Face StableLM) or of this Hub id
-    instead of from the seed."""
+    """Start from these weights instead of from the seed: any form that opens (a run, a checkpoint, a Hugging
+    Face directory, GPT-NeoX's, a GGUF file), or a Hub id."""
     adapt: AdaptConfig = Field(default_factory=AdaptConfig)
     """What the run changes of the architecture of `init`; takes the place of the same keys of `model`."""
     data: DataConfig
@@ -138,15 +139,25 @@ def steps_of(config: RunConfig) -> Steps:
     return Steps.of(config.data, config.batch)
 
 
-def load_run_config(path: str | Path, overrides: Sequence[str] = (), *, gpus: int | None = None) -> RunConfig:
+def load_run_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    architecture: Callable[[str], ModelConfig] | None = None,
+) -> RunConfig:
     """The run in a YAML file, ours or GPT-NeoX's, with `key=value` overrides of our keys; raises `InputError`
     naming file and key.
 
     A GPT-NeoX file says on how many GPUs it ran by its key reference_world or by the override
-    `batch.reference_world=N`; `gpus` stands in for it where only a plan is wanted."""
+    `batch.reference_world=N`; `gpus` stands in for it where only a plan is wanted. `architecture` reads that
+    of the weights `init`, where the file has no `model`."""
     values = read_yaml(path)
     if not is_neox(values, list(RunConfig.model_fields)):
-        return validate(RunConfig, apply_overrides(values, overrides), str(path))
+        values = apply_overrides(values, overrides)
+        if architecture and "model" not in values and isinstance(values.get("init"), str):
+            values["model"] = architecture(values["init"]).model_dump()
+        return validate(RunConfig, values, str(path))
     return from_reading(read_neox(values, str(path), overrides, gpus), overrides)
 
 

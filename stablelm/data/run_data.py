@@ -9,6 +9,7 @@ from stablelm.data.loader import Loader
 from stablelm.data.manifest import Dataset
 from stablelm.data.neox_files import NeoxFiles
 from stablelm.data.neox_order import NeoxLoader
+from stablelm.data.replay import with_replay
 from stablelm.data.samples import Samples
 from stablelm.data.token_files import TokenFile
 
@@ -59,5 +60,8 @@ def open_data(config: RunConfig) -> tuple[TrainingData, Samples]:
         files = NeoxFiles(config.data.neox)
         cache = Path(config.out) / INDEX_FOLDER
         return files, NeoxLoader(files, config.data, length, config.seed, sequences, cache)
+    if config.data.replay is not None:
+        joined, data = with_replay(config)
+        return joined, Loader(joined, data, length, config.seed, sequences)
     dataset = Dataset(config.data.path)
     return dataset, Loader(dataset, config.data, length, config.seed, sequences)

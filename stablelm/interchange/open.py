@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from stablelm.config import InputError
+from stablelm.config import InputError, ModelConfig
+from stablelm.config.model import from_huggingface
 from stablelm.interchange.gguf import is_gguf, load_gguf
-from stablelm.interchange.huggingface import INDEX, WEIGHTS, load_pretrained
+from stablelm.interchange.hub import resolve
+from stablelm.interchange.huggingface import INDEX, WEIGHTS, load_pretrained, read_config
 from stablelm.interchange.native import is_checkpoint, load_checkpoint, newest_checkpoint
 from stablelm.interchange.neox import is_neox, load_neox
 from stablelm.interchange.quantized import is_quantized, load_quantized
@@ -40,6 +42,16 @@ def open_path(
     if is_quantized(found):
         return load_quantized(found, dtype, device, build)
     return load_pretrained(found, dtype, device, build, allow_pickle)
+
+
+def architecture(name: str) -> ModelConfig:
+    """The architecture of the model that `name` means, also a Hub id; weights are read only where it comes
+    with them (GPT-NeoX, GGUF)."""
+    folder = resolve(name)
+    if is_gguf(folder) or is_neox(folder):
+        return open_path(folder)[0].config
+    place = locate(folder)
+    return from_huggingface(read_config(place), str(place / "config.json"))
 
 
 def locate(path: str | Path) -> Path:

@@ -92,8 +92,8 @@ def with_infilling(tokenizer: Tokenizer) -> Tokenizer:
 
 def added_by(before: Tokenizer, after: Tokenizer) -> str:
     """The tokens that one has and the other had not, with their ids, for a reader; empty where none."""
-    known = before.vocab
-    return ", ".join(f"{token} {after.token_to_id(token)}" for token in TOKENS if token not in known)
+    new = [token for token in TOKENS if token in after.vocab and token not in before.vocab]
+    return ", ".join(f"{token} {after.token_to_id(token)}" for token in new)
 
 
 class Infilling:

@@ -13,6 +13,7 @@ from stablelm.config import InputError, ModelConfig, RunConfig
 from stablelm.config.adaptation import AdaptConfig
 from stablelm.interchange.provenance import adaptation_text
 from stablelm.tokenizer import Tokenizer
+from stablelm.tokenizer.comparison import new_words
 
 
 def adaptation(given: ModelConfig, config: RunConfig, init: str) -> dict[str, list[Any]]:
@@ -56,23 +57,13 @@ def told_adaptation(adapted: dict[str, list[Any]], length: int) -> list[str]:
 
 def same_words(given: Tokenizer, content: bytes, source: str) -> str:
     """What to tell of a tokenizer.json, `content` of `source`, whose tokens the weights of `given` are to
-    read: nothing where it is theirs, else which ids are new.
-
-    `InputError` where an id means something else, or an old one is missing."""
+    read: nothing where it is theirs, else which ids are new. `InputError` where they cannot read them."""
     if sha256(content).hexdigest() == given.sha256:
         return ""
-    theirs, ours = given.vocab, Tokenizer(content, source).vocab
-    differing = [token for token, number in theirs.items() if ours.get(token) != number]
-    wrong = min(differing, key=theirs.__getitem__, default=None)
-    if wrong is not None:
-        other = f"as id {ours[wrong]:,}" if wrong in ours else "not at all"
-        raise InputError(
-            f"init: its tokenizer ({given.source}) has {wrong!r} as id {theirs[wrong]:,}, that of the data "
-            f"({source}) {other}: the weights would read other words. Prepare the data with the tokenizer of "
-            "the initial weights."
-        )
-    new = sorted(ours.keys() - theirs.keys(), key=ours.__getitem__)
+    ours = Tokenizer(content, source)
+    new = new_words(given, ours, f"init: its tokenizer ({given.source})")
     if not new:
         return ""
-    named = ", ".join(f"{token} ({ours[token]:,})" for token in new[:4]) + (", …" if len(new) > 4 else "")
-    return f"{source}: ids that the initial weights have never read, learnt from now on: {named}"
+    named = ", ".join(f"{token} ({ours.token_to_id(token)})" for token in new[:4])
+    more = ", …" if len(new) > 4 else ""
+    return f"{source}: ids that the initial weights have never read, learnt from now on: {named}{more}"

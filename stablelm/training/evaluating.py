@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stablelm.config import RunConfig
+from stablelm.data.replay import PREFIX as REPLAYED
 from stablelm.data.run_data import TrainingData
 from stablelm.evaluation import cloze, perplexity
 from stablelm.evaluation.copying import copying
@@ -40,7 +41,8 @@ class Evaluator:
         self.held_out = {
             source: (tokens, data.text_bytes(source, "held_out"))
             for source in data.sources
-            if source in config.data.sources() and (tokens := data.held_out(source)) is not None
+            if (source in config.data.sources() or source.startswith(REPLAYED))
+            and (tokens := data.held_out(source)) is not None
         }
         self.cloze: dict[str, cloze.Cloze] = {}
         for source, (tokens, _) in self.held_out.items() if settings.cloze else ():

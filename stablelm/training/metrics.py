@@ -40,8 +40,8 @@ class Metrics:
     """Appends records to a run's metrics; a context manager."""
 
     def __init__(self, run: Path, step: int, tensorboard: bool = False) -> None:
-        """Keeps the records up to `step` completed steps and appends after them."""
-        kept = [record for record in read_metrics(run) if record["step"] <= step]
+        """Keeps the records up to `step` completed steps, none before the first, and appends after them."""
+        kept = [record for record in read_metrics(run) if 0 < step >= record["step"]]
         write_text(run / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = run / METRICS
         self._file = (run / METRICS).open("a", encoding="utf-8")

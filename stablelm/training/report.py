@@ -56,6 +56,7 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
                 _over_steps(_by_source(evaluations, "ece"), "Calibration error", "ECE"),
                 "How far confidence in the likeliest token is from how often it comes: 0 is calibrated.",
             )
+    _changes(page, evaluations)
     _suite(page, records)
     page.heading("Learning rate and gradient norm")
     page.chart(_over_steps([_series("learning rate", steps, "lr")], "Learning rate", "learning rate"))
@@ -71,6 +72,25 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
     )
     _what_was_read(page, run, plan, config["batch"]["sequence_length"], about)
     return page
+
+
+def _changes(page: Page, evaluations: list[dict[str, Any]]) -> None:
+    """What was learnt and what was forgotten, where the initial weights were measured too."""
+    rows: list[list[object]] = []
+    for first in (record for record in evaluations if record["step"] == 0):
+        later = [r["loss"] for r in evaluations if r["source"] == first["source"] and r["step"]]
+        if later:
+            change = f"{later[-1] - first['loss']:+.4f}"
+            values = (first["loss"], min(later), later[-1])
+            rows.append([first["source"], *(f"{value:.4f}" for value in values), change])
+    if rows:
+        page.table(
+            ["held-out source", "initial weights", "lowest", "now", "change"],
+            rows,
+            "Loss in nats a token. Sources that begin with replay: are those of the older run; where their "
+            "loss rises, something is forgotten: a larger data.replay.share or a lower optimizer.lr keeps "
+            "more.",
+        )
 
 
 def _suite(page: Page, records: list[dict[str, Any]]) -> None:

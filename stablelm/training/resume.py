@@ -109,8 +109,8 @@ def same_run(
     if force_data:
         began = None
     if began is not None and any(saved["data"].get(key) != given["data"][key] for key in _FUTURE):
-        # The data as they were, from the path of today.
-        data = began.data.model_copy(update={"path": config.data.path})
+        # The data as they were, from the paths of today.
+        data = began.data.model_copy(update={"path": config.data.path, "replay": config.data.replay})
         _, past = opening(began.model_copy(update={"data": data, "out": config.out}))
     if state["data_fingerprint"] != past.fingerprint and not force_data:
         remedy = (
@@ -180,6 +180,8 @@ def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in (*_FREE, "steps")}
     kept["batch"] = {name: value for name, value in kept["batch"].items() if name != "micro_sequences"}
     kept["data"] = {name: value for name, value in kept["data"].items() if name not in ("path", *_FUTURE)}
+    if replay := kept["data"].get("replay"):  # where the older run and its data are may change
+        kept["data"]["replay"] = {"share": replay["share"]}
     return kept
 
 

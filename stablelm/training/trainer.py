@@ -17,6 +17,7 @@ import torch
 
 from stablelm.config import InputError, RunConfig
 from stablelm.config.errors import RunError
+from stablelm.data.replay import Joined
 from stablelm.data.run_data import TrainingData, open_data
 from stablelm.data.samples import Samples
 from stablelm.evaluation.shares import Share
@@ -122,6 +123,8 @@ class Trainer:
         if self.parent is not None:
             self.ancestors = tuple(Ancestor(**found) for found in self.parent["ancestors"])
             self.adapted = self.parent.get("adapted", {})
+        if isinstance(self.dataset, Joined):
+            self.notes += self.dataset.lines(table)
         self.notes += told_adaptation(self.adapted, config.batch.sequence_length)
         if start.tokenizer is not None:
             words = self.dataset.tokenizer_files()["tokenizer.json"]
@@ -228,6 +231,8 @@ class Trainer:
 
     def _loop(self, interruption: Interruption, garbage: PinnedGarbage) -> None:
         config, seconds_a_step = self.config, 0.0
+        if self.step == 0 and config.data.replay is not None:
+            self._evaluate()  # what forgetting is counted from
         while self.step < self.plan.steps:
             began = time.perf_counter()
             record = self.train_step()

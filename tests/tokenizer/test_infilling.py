@@ -49,7 +49,10 @@ def test_tokens_follow_the_last_id(plain, tokenizer):
     assert tokenizer.size == first + 4 and set(range(first, first + 4)) <= tokenizer.special_ids
     assert {token: number for token, number in tokenizer.vocab.items() if number < first} == plain.vocab
     assert tokenizer.encode_documents([TEXT]) == plain.encode_documents([TEXT])
-    assert with_infilling(tokenizer) is tokenizer and added_by(tokenizer, tokenizer) == ""
+    assert (
+        with_infilling(tokenizer) is tokenizer
+        and added_by(tokenizer, tokenizer) == added_by(plain, plain) == ""
+    )
     assert added_by(plain, tokenizer).startswith(f"<fim_prefix> {first}, <fim_middle> {first + 1}, ")
     # a text that says so is no token
     assert not {first, first + 1, first + 2} & set(

@@ -130,9 +130,7 @@ def test_other_words_are_refused(make_config, weights, tmp_path):
     vocab[a], vocab[b] = vocab[b], vocab[a]
     shutil.copytree(weights, tmp_path / "other")
     (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(other))
-    with pytest.raises(
-        InputError, match=r"as id 20, that of the data \(.*\) as id 21: the weights would read"
-    ):
+    with pytest.raises(InputError, match=r"as id 20, that of the data \(.*\) as id 21: ids would mean"):
         Trainer(make_config(init=str(tmp_path / "other")), Recorder())
     assert not any(Trainer(make_config(init=str(weights)), Recorder()).notes)
 
