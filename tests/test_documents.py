@@ -15,6 +15,7 @@ DOCUMENTS = [
     "docs/generation.md",
     "docs/parallelism.md",
     "docs/phases.md",
+    "docs/preference.md",
     "docs/seed.md",
 ]
 FOLDERS = ("tests/", "docs/", "configs/", "tools/", "benchmarks/", "runs/", "stablelm/")

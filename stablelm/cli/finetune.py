@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -33,13 +33,20 @@ def finetune(
         list[str] | None,
         typer.Option(help="Examples to measure on; may be repeated.", show_default="5 % of DATA"),
     ] = None,
+    preference: Annotated[
+        Literal["dpo", "ipo", "kto"] | None,
+        typer.Option(
+            help="Learn from preferences: pairs of answers, or (kto) judged ones; docs/preference.md."
+        ),
+    ] = None,
     preview: Annotated[
         bool,
         typer.Option("--preview", help="Show tokens, trained and not, of three examples; train nothing."),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
-    """Tune MODEL on examples: texts, prompts with completions, or conversations. The loss is on the answers.
+    """Tune MODEL on examples: texts, prompts with completions, or conversations. The loss is on the answers;
+    with --preference, on which of two answers is better.
 
     What OUT then holds opens as a model: generate, chat, evaluate, export. configs/finetune.yml has every
     key, for --set or for a file: stablelm finetune CONFIG.yml.
@@ -54,6 +61,7 @@ def finetune(
         "epochs": epochs,
         "optimizer.lr": lr,
         "batch.sequence_length": sequence_length,
+        "preference.loss": preference,
     }
     flags["data.held_out"] = held_out or None
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]

@@ -16,6 +16,7 @@ from stablelm.config.mixture import as_fraction
 from stablelm.config.model import ModelConfig
 from stablelm.config.optimization import OptimizerConfig, ScheduleConfig
 from stablelm.config.parallelism import ParallelConfig
+from stablelm.config.preference import PreferenceConfig
 from stablelm.config.run import CheckpointConfig, LoggingConfig, RunConfig
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
 
@@ -23,7 +24,10 @@ SOURCE = "examples"
 """What the trainer, its reports and the model card call the examples."""
 LONGEST = 2048
 """Tokens of a row where nothing is said, if the model's context is not shorter."""
-KEYS = ("text", "prompt", "completion", "messages", "instruction", "input", "output", "system")
+KEYS = (
+    "text", "prompt", "completion", "messages", "instruction", "input", "output", "system", "chosen",
+    "rejected", "label",
+)  # fmt: skip
 """What `keys` may rename."""
 
 
@@ -146,6 +150,8 @@ class FinetuneConfig(Schema):
     """What the run changes of the model's architecture, to read longer examples."""
     data: ExamplesConfig
     """What the model learns from."""
+    preference: PreferenceConfig = Field(default_factory=PreferenceConfig)
+    """Learn from comparisons of answers instead (docs/preference.md)."""
     epochs: float | str = 3
     """How often each row is read; fractions as 1.5 or "7/3"."""
     batch: TuningBatchConfig = Field(default_factory=TuningBatchConfig)
@@ -190,7 +196,30 @@ class FinetuneConfig(Schema):
             raise ValueError(f"epochs must be above 0, not {self.epochs}")
         if self.neftune and self.parallel.tensor > 1:
             raise ValueError("neftune does not go with parallel.tensor above 1; use parallel.shard instead")
+        if self.preference.on:
+            self._check_preference()
         return self
+
+    def _check_preference(self) -> None:
+        loss = f"does not go with preference.loss {self.preference.loss}"
+        if self.neftune:
+            raise ValueError(f"neftune {loss}: the reference has no noise; set it to 0")
+        if self.label_smoothing:
+            raise ValueError(f"label_smoothing {loss}; preference.label_smoothing is that of dpo")
+        if self.data.format != "auto":
+            raise ValueError(
+                f"data.format {self.data.format} {loss}, which has shapes of its own; leave it out"
+            )
+        if self.data.fim is not None:
+            raise ValueError(f"data.fim {loss}; leave it out")
+        if self.data.train_on != "answers":
+            raise ValueError(f"data.train_on {self.data.train_on} {loss}: answers are what is compared")
+        if self.preference.label_smoothing and self.preference.loss != "dpo":
+            raise ValueError(f"preference.label_smoothing {loss}; it belongs to dpo")
+        if self.preference.loss != "kto" and (
+            self.preference.desirable_weight != 1 or self.preference.undesirable_weight != 1
+        ):
+            raise ValueError(f"preference.desirable_weight and undesirable_weight {loss}; they belong to kto")
 
     def length(self, model: ModelConfig) -> int:
         """Tokens in a row."""

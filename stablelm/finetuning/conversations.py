@@ -64,10 +64,15 @@ class Segment:
 def messages_of(value: Any, key: str) -> list[Message]:
     """The messages of an OpenAI ({role, content}) or ShareGPT ({from, value}) list; `Fault` for another
     shape, an unknown role, roles out of order, or an answer without text."""
+    return check_order(said(value, key), key)
+
+
+def said(value: Any, key: str) -> list[Message]:
+    """The messages of a list, in whatever order of roles; `Fault` for another shape or an unknown role."""
     if not isinstance(value, list) or not value:
         what = "an empty list" if value == [] else kind_of(value)
         raise Fault("wrong type", f"{key!r} is {what}; wanted is a list of messages")
-    return check_order([_message(item, f"{key}[{number}]") for number, item in enumerate(value)], key)
+    return [_message(item, f"{key}[{number}]") for number, item in enumerate(value)]
 
 
 def check_order(messages: list[Message], key: str) -> list[Message]:

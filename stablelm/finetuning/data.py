@@ -14,7 +14,9 @@ from stablelm.config.finetune import SOURCE, FinetuneConfig
 from stablelm.data.token_files import TokenFile
 from stablelm.finetuning.conversations import ChatEncoder
 from stablelm.finetuning.examples import CHATS, Account, Example, ExampleReader
-from stablelm.finetuning.packing import Rows
+from stablelm.finetuning.packing import PairRows, Rows
+from stablelm.finetuning.pairs import CHATS as PAIR_CHATS
+from stablelm.finetuning.pairs import JudgedReader, Pair, PairReader, mismatched
 from stablelm.storage import fingerprint, sha256_text
 from stablelm.storage.json_lines import decoded
 from stablelm.tokenizer import Tokenizer
@@ -40,7 +42,7 @@ class TuningData:
                     f"{model.vocab_size:,}. Tune a model whose vocabulary is padded."
                 )
         chat = ChatEncoder(tokenizer, template, model.bos_token_id)
-        reader = ExampleReader(data, tokenizer, chat, length + 1, infilling)
+        reader = self.reader(config)(data, tokenizer, chat, length + 1, infilling)
         self.accounts = {"train": Account()}
         examples = reader.read(data.paths, self.accounts["train"])
         self.shared: list[str] = []
@@ -54,18 +56,26 @@ class TuningData:
             examples, held = split(examples, data.held_out_share, config.seed)
         self.duplicates = len(examples) - len({_key(example) for example in examples})
         """Trained examples that are equal to another one."""
-        self.train, self.held = examples, held
-        self.chats = any(account.format in CHATS for account in self.accounts.values())
+        self.train: list[Any] = examples
+        self.held: list[Any] = held
+        chats = (*CHATS, *PAIR_CHATS)
+        self.chats = any(account.format in chats for account in self.accounts.values())
         self.tokenizer = tokenizer.with_chat_template(template) if self.chats else tokenizer
         self.tokenizer_path, self.tokenizer_size = Path(tokenizer.source), tokenizer.size
         self.sources: tuple[str, ...] = (SOURCE,)
         pad = tokenizer.pad_id  # never the separator, which answers are to end with
         if pad == tokenizer.eos_id:
             pad = next(number for number in range(2) if number != tokenizer.eos_id)
-        self.rows, self.held_rows = (
-            Rows(part, length, config.seed, pad, packing=data.packing) for part in (examples, held)
-        )
+        self.rows, self.held_rows = (self.packed(part, length, config, pad) for part in (examples, held))
         self.fingerprint = fingerprint([self.rows.fingerprint, self.held_rows.fingerprint, tokenizer.sha256])
+
+    def reader(self, config: FinetuneConfig) -> type[ExampleReader]:
+        """What makes examples of records; data of another kind replace it."""
+        return ExampleReader
+
+    def packed(self, part: list[Any], length: int, config: FinetuneConfig, pad: int) -> Any:
+        """The rows of a side; data of another kind replace it."""
+        return Rows(part, length, config.seed, pad, packing=config.data.packing)
 
     def held_out(self, source: str) -> TokenFile | None:
         """None: what is held out are examples, which the tuner measures itself."""
@@ -119,13 +129,7 @@ class TuningData:
             if account.unread:
                 keys = ", ".join(f"{key} ({count:,})" for key, count in account.unread.most_common(8))
                 lines.append(f"{side}keys that were not read: {keys}")
-        tokens = sum(len(example.ids) for example in self.train)
-        trained = int(self.rows.trained.sum())
-        lines.append(
-            f"trained on {len(self.train):,} examples: {tokens:,} tokens, {trained:,} of them to be written "
-            f"({100 * trained / tokens:.0f} %), in {len(self.rows):,} rows of {self.rows.length:,} "
-            f"({100 * self.rows.fill:.0f} % full); held out: {len(self.held):,}"
-        )
+        lines += self.sizes()
         if self.duplicates:
             lines.append(f"warning: {self.duplicates:,} of them repeat another example word for word")
         if self.shared:
@@ -135,6 +139,54 @@ class TuningData:
             )
         if self.chats:
             lines.append(f"chat template: {self.template_from}; it is stored with the result")
+        return lines
+
+    def sizes(self) -> list[str]:
+        """What is trained on, a line or two."""
+        tokens = sum(len(example.ids) for example in self.train)
+        trained = int(self.rows.trained.sum())
+        told = (
+            f"trained on {len(self.train):,} examples: {tokens:,} tokens, {trained:,} of them to be written "
+            f"({100 * trained / tokens:.0f} %), in {len(self.rows):,} rows of {self.rows.length:,} "
+            f"({100 * self.rows.fill:.0f} % full); held out: {len(self.held):,}"
+        )
+        return [told]
+
+
+class PairData(TuningData):
+    """Pairs of answers, or judged answers, in the place of examples."""
+
+    def reader(self, config: FinetuneConfig) -> type[ExampleReader]:
+        """One of pairs."""
+        self.judging = config.preference.loss == "kto"
+        self.weights = config.preference.desirable_weight, config.preference.undesirable_weight
+        return JudgedReader if self.judging else PairReader
+
+    def packed(self, part: list[Any], length: int, config: FinetuneConfig, pad: int) -> PairRows:
+        """Rows of two lanes; of KTO, with a mismatched answer for each prompt."""
+        pairs = mismatched(part, length + 1) if self.judging else part
+        return PairRows(pairs, length, config.seed, pad, packing=config.data.packing)
+
+    def sizes(self) -> list[str]:
+        """What is trained on; of KTO, whether both kinds of answers weigh alike."""
+        pairs: list[Pair] = self.train
+        tokens = [sum(len(side.ids) for side in pair.sides) for pair in pairs]
+        what = "judged answers" if self.judging else "pairs of answers"
+        told = (
+            f"trained on {len(pairs):,} {what}: {sum(tokens):,} tokens, "
+            f"{sum(pair.trained for pair in pairs):,} of them answers', in {len(self.rows):,} rows of twice "
+            f"{self.rows.length:,} ({100 * self.rows.fill:.0f} % full); held out: {len(self.held):,}"
+        )
+        lines = [told]
+        if self.judging:
+            wanted = sum(pair.wanted for pair in pairs)
+            weighed = [self.weights[0] * wanted, self.weights[1] * (len(pairs) - wanted)]
+            lines.append(f"{wanted:,} of them wanted, {len(pairs) - wanted:,} not")
+            if not min(weighed) or max(weighed) > 4 / 3 * min(weighed):
+                lines.append(
+                    f"warning: wanted answers weigh {weighed[0]:g} in all, unwanted {weighed[1]:g}; "
+                    "preference.desirable_weight and undesirable_weight can bring them within a third"
+                )
         return lines
 
 

@@ -143,17 +143,21 @@ class ExampleReader:
                     segments = self._rearranged(str(next(iter(named.values()))), segments, account)
                 example = self._example(segments, where, account)
             except Fault as fault:
-                if self.data.on_error == "stop":
-                    raise InputError(
-                        f"{where}: {fault.what}. Repair or remove it, or count and skip such records "
-                        "(data.on_error: skip)."
-                    ) from None
-                account.dropped[fault.reason] += 1
+                self._left_out(fault, where, account)
                 continue
             account.unread.update(str(key) for key in record if key not in wanted)
             if example is not None:
                 account.kept += 1
                 yield example
+
+    def _left_out(self, fault: Fault, where: str, account: Account) -> None:
+        """Counts a record that is no example, or with on_error stop raises what is wrong with it."""
+        if self.data.on_error == "stop":
+            raise InputError(
+                f"{where}: {fault.what}. Repair or remove it, or count and skip such records "
+                "(data.on_error: skip)."
+            ) from None
+        account.dropped[fault.reason] += 1
 
     def _theirs(self, name: str) -> str:
         return self.data.keys.get(name, name)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stablelm.finetuning.packing import ExampleSamples
+from stablelm.finetuning.packing import ExampleSamples, Rows
 from stablelm.storage import keyed_uint64
 
 
@@ -47,6 +47,7 @@ class EmbeddingNoise:
         generator = torch.Generator().manual_seed(keyed_uint64(self.seed, "embedding noise", number) >> 1)
         drawn = 2 * torch.rand(length, self.width, generator=generator) - 1
         row = int(self.order.mixture.address(np.array([number]))[2][0])
+        assert isinstance(self.order.rows, Rows)  # the configuration refuses noise on pairs
         sizes = self.order.rows.sizes(row)
         scales = np.repeat(self.alpha / np.sqrt(np.array(sizes) * self.width), sizes)
         scales = np.concatenate([scales, np.zeros(max(0, length - len(scales)))])[:length]

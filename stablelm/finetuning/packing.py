@@ -26,6 +26,7 @@ from stablelm.data.mixture import Mixture
 from stablelm.data.permutation import mix64
 from stablelm.data.samples import Samples, Sighting
 from stablelm.finetuning.examples import Example
+from stablelm.finetuning.pairs import Pair
 from stablelm.storage import fingerprint, keyed_uint64
 
 Int64 = NDArray[np.int64]
@@ -65,11 +66,20 @@ class Rows:
     """Examples in rows of `length` + 1 ids, by row number."""
 
     def __init__(
-        self, examples: Sequence[Example], length: int, seed: int, pad_id: int, *, packing: bool = True
+        self,
+        examples: Sequence[Example],
+        length: int,
+        seed: int,
+        pad_id: int,
+        *,
+        packing: bool = True,
+        groups: list[list[int]] | None = None,
     ) -> None:
+        """`groups`: which examples share a row, where that is decided already."""
         self.length, self.pad_id = length, pad_id
         sizes = [len(example.ids) for example in examples]
-        self.examples = pack(sizes, length + 1, seed) if packing else [[n] for n in range(len(sizes))]
+        alone = [[number] for number in range(len(sizes))]
+        self.examples = groups or (pack(sizes, length + 1, seed) if packing else alone)
         """Row → numbers of its examples."""
         self._ids = np.concatenate([e.ids for e in examples]) if examples else np.zeros(0, dtype=np.int32)
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
@@ -114,10 +124,55 @@ class Rows:
         return found[:, :-1].copy()
 
 
+class PairRows:
+    """Pairs in rows of two lanes: first sides in one, second sides in the other, of `length` + 1 ids each.
+
+    Both sides of a pair are in one row, so no process and no pass ever has half of one, and each side may be
+    as long as the model's context."""
+
+    def __init__(
+        self, pairs: Sequence[Pair], length: int, seed: int, pad_id: int, *, packing: bool = True
+    ) -> None:
+        self.length, self.pairs = length, pairs
+        sides = list(zip(*(pair.sides for pair in pairs), strict=True)) or [(), ()]
+        sizes = [max(len(first.ids), len(second.ids)) for first, second in zip(*sides, strict=True)]
+        self.examples = pack(sizes, length + 1, seed) if packing else [[n] for n in range(len(sizes))]
+        """Row → numbers of its pairs."""
+        self.lanes = [Rows(lane, length, seed, pad_id, groups=self.examples) for lane in sides]
+        wanted = [pair.wanted for pair in pairs]
+        self.fingerprint = fingerprint([*(lane.fingerprint for lane in self.lanes), wanted])
+        self.trained: Int64 = self.lanes[0].trained + self.lanes[1].trained
+        """Tokens of the answers of each pair."""
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows' places that pairs take."""
+        return sum(lane.fill for lane in self.lanes) / 2
+
+    def members(self, rows: Int64) -> list[int]:
+        """Numbers of the pairs in some rows, as they lie."""
+        return [number for row in rows.tolist() for number in self.examples[row]]
+
+    def lengths(self, pairs: Sequence[int], lanes: Sequence[int]) -> list[int]:
+        """Tokens of the answers of some pairs, lane after lane."""
+        return [int(self.lanes[lane].trained[number]) for lane in lanes for number in pairs]
+
+    def ids(self, rows: Int64) -> Int64:
+        """Both lanes' one after the other, int64 [n, 2 (L + 1)]."""
+        return np.concatenate([lane.ids(rows) for lane in self.lanes], axis=1)
+
+    def documents(self, rows: Int64) -> NDArray[np.int32]:
+        """Which pair of its row each input is of, lane after lane, [n, 2 L]."""
+        return np.concatenate([lane.documents(rows) for lane in self.lanes], axis=1)
+
+
 class ExampleSamples(Samples):
     """Rows of examples in the order of a run, for its trainer."""
 
-    def __init__(self, rows: Rows, config: RunConfig) -> None:
+    def __init__(self, rows: Rows | PairRows, config: RunConfig) -> None:
         self.rows = rows
         self._epochs = as_fraction(config.data.epochs[SOURCE])
         self.mixture = Mixture({SOURCE: len(rows)}, {SOURCE: self._epochs}, config.seed)

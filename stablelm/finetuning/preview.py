@@ -12,6 +12,7 @@ import numpy as np
 
 from stablelm.finetuning.data import TuningData
 from stablelm.finetuning.examples import Example
+from stablelm.finetuning.pairs import Pair
 from stablelm.tokenizer import Tokenizer
 
 _SHADES = {True: ("\x1b[1;32m", "\x1b[32m"), False: ("\x1b[37m", "\x1b[90m")}
@@ -21,9 +22,19 @@ _PLAIN = "\x1b[0m"
 def preview(data: TuningData, count: int, *, colour: bool) -> Iterator[str]:
     """Lines about the first `count` trained examples, each of which may hold line ends."""
     for example in data.train[:count]:
+        if isinstance(example, Pair):
+            yield from _pair(example, data.tokenizer, colour)
+            continue
         yield f"{example.where}: {len(example.ids):,} tokens, {example.trained:,} trained"
         yield shown(example, data.tokenizer, colour=colour)
     yield from data.describe()
+
+
+def _pair(pair: Pair, tokenizer: Tokenizer, colour: bool) -> Iterator[str]:
+    names = ("chosen", "rejected") if pair.second else ("wanted" if pair.wanted else "unwanted",)
+    for name, side in zip(names, pair.sides, strict=True):
+        yield f"{pair.where}, {name}: {len(side.ids):,} tokens, {side.trained:,} of them the answer's"
+        yield shown(side, tokenizer, colour=colour)
 
 
 def shown(example: Example, tokenizer: Tokenizer, *, colour: bool) -> str:

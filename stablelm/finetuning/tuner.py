@@ -5,6 +5,7 @@ configuration and tokenizer, reads the examples, and measures the loss on those 
 opens as the tuned model: its newest checkpoint carries the tokenizer with the chat template."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from stablelm.config.finetune import SOURCE, FinetuneConfig
 from stablelm.config.model import from_huggingface
 from stablelm.data.run_data import TrainingData
 from stablelm.data.samples import Samples
-from stablelm.finetuning.data import TuningData
+from stablelm.finetuning.data import PairData, TuningData
 from stablelm.finetuning.noise import EmbeddingNoise
 from stablelm.finetuning.packing import ExampleSamples, Rows
 from stablelm.interchange import open_path
@@ -39,6 +40,7 @@ from stablelm.training.trainer import train_by
 
 _FIXED = {
     "": ("neftune", "label_smoothing"),
+    "preference": ("loss", "beta", "label_smoothing", "desirable_weight", "undesirable_weight"),
     "data": (
         "format",
         "keys",
@@ -62,14 +64,24 @@ def finetune(config: FinetuneConfig, *, resume: bool = False, console: Console |
     `InputError` for a model, examples or settings that do not go together; `RunError` when the training
     itself cannot go on."""
     model, data = prepare(config)
-    return train_by(partial(Tuner, data, config), config.run(model), resume=resume, console=console)
+    return train_by(tuner_of(data, config), config.run(model), resume=resume, console=console)
+
+
+def tuner_of(data: TuningData, config: FinetuneConfig) -> Callable[..., Trainer]:
+    """What makes the trainer of a run on these data."""
+    if isinstance(data, PairData):
+        from stablelm.finetuning.preference_tuner import PreferenceTuner
+
+        return partial(PreferenceTuner, data, config)
+    return partial(Tuner, data, config)
 
 
 def prepare(config: FinetuneConfig) -> tuple[ModelConfig, TuningData]:
     """Architecture of the base model, and the examples as it will read them; no weight is read."""
     model, tokenizer = open_base(config.model)
     config.run(model)  # settings that do not fit are told before the examples are read
-    return model, TuningData(config, model, tokenizer)
+    kind = PairData if config.preference.on else TuningData
+    return model, kind(config, model, tokenizer)
 
 
 def open_base(name: str) -> tuple[ModelConfig, Tokenizer]:
@@ -173,16 +185,20 @@ class Tuner(Trainer):
         self.model.lm_head.smoothing = self.settings.label_smoothing
         nats, tokens = summed(layout, torch.tensor(found, dtype=torch.float64, device=self.device)).tolist()
         size = sum(self.data.held[number].text_bytes for row in rows.examples[:count] for number in row)
+        self._tell_held_out(nats, round(tokens), size, "held-out examples")
+        reshard(self.model)
+
+    def _tell_held_out(self, nats: float, tokens: int, size: int, what: str) -> None:
+        """Records the loss of `tokens` held-out tokens of `size` bytes of text."""
         loss = nats / tokens
         record = {
             "step": self.step, "kind": "evaluation", "source": SOURCE, "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": nats / math.log(2) / max(1, size),
-            "tokens": round(tokens), "text_bytes": size,
+            "tokens": tokens, "text_bytes": size,
         }  # fmt: skip
         self._record(record)
         self.evaluations.append(record)
-        self.console.message(f"step {self.step}: held-out examples: loss {loss:.4f}, {tokens:,.0f} tokens")
-        reshard(self.model)
+        self.console.message(f"step {self.step}: {what}: loss {loss:.4f}, {tokens:,} tokens")
 
 
 @torch.no_grad()

@@ -139,9 +139,9 @@ class QuantizedHead(QuantizedLinear):
         how each label is predicted [3, N]."""
         if labels is None:
             return super().forward(hidden)
-        if places is not None:
-            return predictions(super().forward, hidden.flatten(0, -2)[places], labels)
         matrix = Frozen(self.packed) if self._exactly(hidden) else _Rounded(self.packed)
+        if places is not None:
+            return predictions(hidden.flatten(0, -2)[places], matrix, labels)
         return chunked_loss(hidden, matrix, labels, self.chunk, self.smoothing)
 
 

@@ -26,7 +26,6 @@ from torch.utils.checkpoint import checkpoint
 
 from stablelm.config import InputError
 from stablelm.config.adapter import ALL_LINEAR, AdapterConfig, pattern_of
-from stablelm.model.predictions import predictions
 from stablelm.storage import keyed_uint64
 
 DEFAULT = "default"
@@ -134,26 +133,37 @@ class _AdaptedHead(_Adapted):
             return plain
         if labels is None:
             return super().forward(hidden)
-        flat, targets = hidden.flatten(0, -2), labels.flatten()
+        flat = hidden.flatten(0, -2)
         if places is not None:
-            return predictions(super().forward, flat[places], labels)
-        losses = [
-            checkpoint(self._loss, h, y, use_reentrant=False, preserve_rng_state=False)
-            if torch.is_grad_enabled()
-            else self._loss(h, y)
-            for h, y in zip(torch.split(flat, self.chunk), torch.split(targets, self.chunk), strict=True)
-        ]
-        return torch.stack(losses).sum()
+            return torch.cat(self._parts(self._told, flat[places], labels), dim=1)
+        return torch.stack(self._parts(self._loss, flat, labels.flatten())).sum()
+
+    def _parts(
+        self, told: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor
+    ) -> list[Tensor]:
+        pieces = zip(torch.split(hidden, self.chunk), torch.split(labels, self.chunk), strict=True)
+        if not torch.is_grad_enabled():
+            return [told(h, y) for h, y in pieces]
+        return [checkpoint(told, h, y, use_reentrant=False, preserve_rng_state=False) for h, y in pieces]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = super().forward(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = super().forward(hidden)
         return functional.cross_entropy(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)),
+            self._logits(hidden),
             labels.clamp(min=-1),
             ignore_index=-1,
             reduction="sum",
             label_smoothing=self.smoothing,
         )
+
+    def _told(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """As `model.predictions`, [3, N]."""
+        nats = self._logits(hidden).log_softmax(dim=-1)
+        best, place = nats.detach().max(dim=-1)
+        return torch.stack([nats.gather(1, ids.unsqueeze(1)).squeeze(1), best, (place == ids).to(nats.dtype)])
 
 
 @functools.cache

@@ -41,8 +41,7 @@ class Head(Linear):
         if self.own is not None:
             weight = self.own(weight)
         if places is not None and labels is not None:
-            rows = hidden.flatten(0, -2)[places]
-            return predictions(lambda h: torch.nn.functional.linear(h, weight), rows, labels, self.group)
+            return predictions(hidden.flatten(0, -2)[places], weight, labels, self.group)
         if labels is None:
             logits = torch.nn.functional.linear(hidden, weight)
             return logits if self.group is None else _joined(logits, self.group)

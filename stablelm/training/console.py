@@ -32,8 +32,12 @@ def make_console() -> Console:
 
 def describe(record: dict[str, Any]) -> str:
     """loss, learning rate, throughput and MFU of a step, for a reader."""
+    margin = record.get("rewards/margins")  # of preference tuning
+    watched = "" if margin is None else f"margin {margin:.3f}  "
+    if (right := record.get("rewards/accuracies")) is not None:
+        watched += f"right {100 * right:.0f} %  "
     return (
-        f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  norm {record['grad_norm']:.2f}  "
+        f"loss {record['loss']:.4f}  {watched}lr {record['lr']:.2e}  norm {record['grad_norm']:.2f}  "
         f"{record['tokens_per_second']:,.0f} tokens/s  MFU {100 * record['mfu']:.1f} %"
     )
 

@@ -41,10 +41,14 @@ def backward(model: StableLM, batch: Batch, config: RunConfig, layout: Layout) -
         (loss / max(1, targets)).backward()
         total += loss.detach()
     value = float(summed(layout, total)) / max(1, targets)
+    return value, norm_of(model, layout), targets
+
+
+def norm_of(model: StableLM, layout: Layout) -> Tensor:
+    """The L2 norm of all gradients, equal on all processes."""
     if layout.mesh is None:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        return value, torch.nn.utils.get_total_norm(gradients), targets
-    return value, gradient_norm(model.parameters()), targets
+        return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return gradient_norm(model.parameters())
 
 
 def clip(model: StableLM, largest: float, norm: Tensor, layout: Layout) -> None:

@@ -57,6 +57,7 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
                 "How far confidence in the likeliest token is from how often it comes: 0 is calibrated.",
             )
     _changes(page, evaluations)
+    _preferences(page, steps, records)
     _suite(page, records)
     page.heading("Learning rate and gradient norm")
     page.chart(_over_steps([_series("learning rate", steps, "lr")], "Learning rate", "learning rate"))
@@ -91,6 +92,34 @@ def _changes(page: Page, evaluations: list[dict[str, Any]]) -> None:
             "loss rises, something is forgotten: a larger data.replay.share or a lower optimizer.lr keeps "
             "more.",
         )
+
+
+def _preferences(page: Page, steps: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
+    """The curves of preference tuning."""
+    held = [record for record in records if record.get("kind") == "preference"]
+    sides = (("", steps, "line"), ("held-out ", held, "points"))
+
+    def chart(title: str, label: str, names: tuple[str, ...], note: str) -> None:
+        lines = [
+            _series(f"{side}{name}", found, f"{title.lower()}/{name}", style)
+            for side, some, style in sides
+            for name in names
+            if (found := [record for record in some if f"{title.lower()}/{name}" in record])
+        ]
+        if lines:
+            page.chart(_over_steps(lines, f"{title}: {', '.join(names)}", label), note)
+
+    if any(key.startswith("rewards/") for record in steps for key in record):
+        page.heading("Preferences")
+        about = (
+            "A reward is β times how much likelier the model makes an answer than its reference did, in nats."
+        )
+        chart("Rewards", "reward", ("chosen", "rejected", "margins"), about)
+        chart(
+            "Rewards", "share of pairs", ("accuracies",), "Pairs whose chosen answer has the higher reward."
+        )
+        likely = "ln p of whole answers; that of chosen ones may fall, too: what is learnt is the difference."
+        chart("Logps", "nats an answer", ("chosen", "rejected"), likely)
 
 
 def _suite(page: Page, records: list[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ from stablelm.planning.schedule import Schedule
 from stablelm.storage import directory_lock, require_space, write_json, write_text
 from stablelm.training.adapting import same_words, told_adaptation
 from stablelm.training.agreement import Ranks, answering
-from stablelm.training.batches import Batches
+from stablelm.training.batches import Batch, Batches
 from stablelm.training.branching import origin_of, parent_of
 from stablelm.training.building import build_model
 from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
@@ -275,7 +275,7 @@ class Trainer:
         span = steps.span(self.step, samples)
         following = steps.span(self.step + 1, samples) if self.step + 1 < self.plan.steps else None
         batch = self.batches.get(span, following)
-        value, norm, _ = backward(self.model, batch, config, self.layout)
+        value, norm = self.passes(batch)
         norm_value = float(norm)
         if not math.isfinite(value) or not math.isfinite(norm_value):
             raise RunError(
@@ -300,6 +300,12 @@ class Trainer:
             "sequence_length": config.batch.sequence_length // span.pieces,
             "first_sample": batch.first_sample, "last_sample": batch.last_sample,
         }  # fmt: skip
+
+    def passes(self, batch: Batch) -> tuple[float, torch.Tensor]:
+        """Leaves the step's gradients in the parameters → loss, gradient norm before clipping; a trainer with
+        another loss replaces it."""
+        value, norm, _ = backward(self.model, batch, self.config, self.layout)
+        return value, norm
 
     def _evaluate(self) -> None:
         share = Share(self.layout.part, self.layout.data, self._added, self.layout.tensor)

@@ -4,19 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from stablelm.finetuning.tuner import Tuner, prepare
+from stablelm.finetuning.preference_tuner import PreferenceTuner
+from stablelm.finetuning.tuner import prepare, tuner_of
 from tests.finetuning.conftest import Recorder, base, make  # noqa: F401 (fixtures)
+from tests.finetuning.test_preference import judged, pairs
 
 
 def steps(rank, config):
     """Losses and norms of all steps, and the held-out loss after them, in float64."""
     torch.set_num_threads(1)
     model, data = prepare(config)
-    tuner = Tuner(data, config, config.run(model), Recorder(), dtype=torch.float64)
+    tuner = tuner_of(data, config)(config.run(model), Recorder(), dtype=torch.float64)
+    if isinstance(tuner, PreferenceTuner):
+        tuner._read_answers()
     records = [tuner.train_step() for _ in range(tuner.plan.steps)]
     tuner._evaluate()
     (held,) = tuner.evaluations
-    told = [(r["loss"], r["grad_norm"], r["first_sample"], r["last_sample"]) for r in records]
+    names = ("loss", "grad_norm", "first_sample", "last_sample", "rewards/margins", "logps/chosen", "kl")
+    told = [[r.get(name, 0.0) for name in names] for r in records]
     return told, (held["loss"], held["tokens"], held["bits_per_byte"])
 
 
@@ -35,3 +40,25 @@ def test_answers_weigh_the_same_wherever_they_are_read(pool, make, world, parall
     assert len({repr(each) for each in found}) == 1, "every process tells the same"
     assert np.abs(np.array(found[0][0]) - np.array(wanted[0])).max() < 1e-12
     assert found[0][1] == pytest.approx(wanted[1], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel", "loss"),
+    [
+        (2, {"zero": 3}, "dpo"),
+        (4, {"tensor": 2, "zero": 2, "sequence_parallel": True}, "kto"),
+    ],
+)
+def test_pairs_weigh_the_same_wherever_they_are_read(pool, make, world, parallel, loss):  # noqa: F811
+    """Rows hold different numbers of pairs; the last step leaves one process without a row."""
+    same = {
+        "records": judged(22) if loss == "kto" else pairs(22), "preference": {"loss": loss, "beta": 0.5},
+        "batch": {"sequences": 4, "micro_sequences": 1, "sequence_length": 64},
+        "data": {"held_out_share": 0.15}, "epochs": 1,
+    }  # fmt: skip
+    wanted = steps(0, make(**same))
+    found = pool.run(world, steps, make(**same, parallel=parallel))
+    assert len({repr(each) for each in found}) == 1, "every process tells the same"
+    assert np.abs(np.array(found[0][0]) - np.array(wanted[0])).max() < 1e-12
+    assert found[0][1] == pytest.approx(wanted[1], abs=1e-12)
+    assert len(wanted[0]) > 1 and abs(wanted[0][-1][4]) > 0

@@ -90,6 +90,21 @@ def test_output_and_gradients_are_those_of_the_dense_weight(method, targets):
         assert len(found) == len(trained)
         for parameter, gradient in zip(trained, found, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, atol=1e-9, rtol=1e-8)
+    # Log-probabilities of some tokens, as preference tuning weighs them.
+    places = (LABELS.flatten() >= 0).nonzero().squeeze(1)
+    ids = LABELS.flatten()[places]
+    told = model(IDS, labels=ids, places=places)
+    nats = wanted.flatten(0, 1)[places].log_softmax(-1)
+    assert torch.equal(told[2].bool(), nats.argmax(-1) == ids)
+    sums = [
+        x.gather(1, ids[:, None]).square().sum() if x is nats else x[0].square().sum() for x in (nats, told)
+    ]
+    gradients = (
+        torch.autograd.grad(value, of, retain_graph=True)
+        for value, of in zip(sums, ([x for xs in leaves.values() for x in xs], trained), strict=True)
+    )
+    for gradient, found_one in zip(*gradients, strict=True):
+        torch.testing.assert_close(found_one, gradient, atol=1e-9, rtol=1e-8)
     assert all(p.grad is None for name, p in model.named_parameters() if ".adapters." not in name)
 
 
