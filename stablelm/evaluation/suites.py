@@ -99,7 +99,7 @@ def run(
         raise InputError(f"limit {limit}: at least one item of each task is needed.")
     from stablelm.evaluation.harness import backend
     from stablelm.evaluation.score_cache import ScoreCache
-    from stablelm.interchange.fingerprints import weights_hash
+    from stablelm.model.fingerprint import weights_hash
 
     cache, details = None, {}
     if out is not None:

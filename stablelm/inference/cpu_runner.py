@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stablelm.config import InputError
 from stablelm.inference.cpu_cache import CpuCache, bytes_per_token, check_kind, rotation
 from stablelm.inference.quantization import FEW_ROWS, QuantizedHead, QuantizedLinear
-from stablelm.inference.runner import CHUNK, ModelRunner, require_memory
+from stablelm.inference.runner import CHUNK, ModelRunner, kv_bytes, require_memory
 from stablelm.kernels.cpu.packing import Packed
 from stablelm.model import StableLM
 from stablelm.model.head import Head
@@ -78,7 +78,7 @@ def token_bytes(model: StableLM, cache: str | None = None) -> int:
     """Bytes of keys and values a token, in the cache that `runner_for` would use."""
     if why_not(model) is None:
         return bytes_per_token(model.config, cache or default_cache(model))
-    return model.config.kv_bytes_per_token((model.compute_dtype or model.dtype).itemsize)
+    return kv_bytes(model)
 
 
 def runner_for(model: StableLM, cache: str | None = None) -> "ModelRunner | CpuRunner":

@@ -12,7 +12,7 @@ from torch import Tensor
 from stablelm.config import InputError
 from stablelm.inference.cpu_runner import token_bytes
 from stablelm.inference.prefix import PrefixCache, PrefixRunner
-from stablelm.inference.runner import Runner, require_memory
+from stablelm.inference.runner import Runner, kv_bytes, require_memory
 from stablelm.inference.sampling import Sampling
 from stablelm.inference.window import Window, WindowRunner
 from stablelm.model import StableLM
@@ -94,12 +94,10 @@ class Decoding:
         """`InputError` when the rows that a prompt becomes (samples or beams) would not fit."""
         rows = max(self.best_of, self.beams)
         if rows > 1:
-            dtype = model.compute_dtype or model.dtype
             if self.window is None:
                 require_memory(model, rows, length, token_bytes(model, self.cache))
             else:
-                token = model.config.kv_bytes_per_token(dtype.itemsize)
-                require_memory(model, rows, self.window.slots(length), token)
+                require_memory(model, rows, self.window.slots(length), kv_bytes(model))
 
 
 PLAIN = Decoding()

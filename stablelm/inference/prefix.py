@@ -10,7 +10,6 @@ the model and of its own content; names, precisions and shapes are compared befo
 Rejected: a cache keyed by hashes of blocks, as servers have it (nothing here outlives two prompts); a prefix
 that is put before the prompt (the tokens at the joint would not be those of the text)."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +22,10 @@ from stablelm.config import InputError
 from stablelm.inference.cpu_runner import runner_for, token_bytes
 from stablelm.inference.runner import Runner, require_memory
 from stablelm.model import StableLM
-from stablelm.model.adapters import active
+from stablelm.model.fingerprint import digest, weights_hash
 from stablelm.storage import atomic_file, fingerprint, refuse_existing
 
-FORMAT = "stablelm prefix 1"
+FORMAT = "stablelm prefix 2"
 
 
 class Resumable(Runner, Protocol):
@@ -233,25 +232,5 @@ def identity(model: StableLM) -> str:
     """A fingerprint of configuration, weights and precision; reads every weight once (5.6 GB: two seconds).
 
     Any single changed number changes it."""
-    precision = f"{model.compute_dtype or model.dtype}{active(model) or ''}"  # and the adapter in use
-    return fingerprint([model.config.model_dump(mode="json"), precision, digest(model.state_dict())])
-
-
-ROW = 1024
-"""8-byte words that are summed, modulo 2⁶⁴, before they are hashed."""
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A fingerprint of tensors by name: sums of their words, at the speed of memory, then hashed."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().contiguous()
-        flat = value.view(-1).view(torch.uint8)
-        if flat.storage_offset() % 8 or flat.data_ptr() % 8:
-            flat = flat.clone()
-        whole = len(flat) // (8 * ROW) * 8 * ROW
-        sums = flat[:whole].view(torch.int64).view(-1, ROW).sum(1)
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        for part in (sums, flat[whole:]):
-            found.update(part.cpu().numpy().tobytes())
-    return found.hexdigest()
+    precision = str(model.compute_dtype or model.dtype)
+    return fingerprint([model.config.model_dump(mode="json"), precision, weights_hash(model)])

@@ -109,13 +109,8 @@ class ModelRunner:
         self._cache.fill(state, length)
 
     def _start(self, batch: int, capacity: int) -> None:
-        require_memory(self.model, batch, capacity, self._token)
+        require_memory(self.model, batch, capacity, kv_bytes(self.model))
         self._cache, self._mask = self._empty(batch, capacity, self.model.device), None
-
-    @property
-    def _token(self) -> int:
-        dtype = self.model.compute_dtype or self.model.dtype
-        return self.model.config.kv_bytes_per_token(dtype.itemsize)
 
     def _empty(self, batch: int, capacity: int, device: torch.device | str) -> KVCache:
         model = self.model
@@ -138,6 +133,11 @@ class ModelRunner:
         assert self._cache is not None
         read = None if mask is None else mask[:, : self._cache.length + ids.shape[1]]
         return self.model.hidden_states(ids, read, self._cache)
+
+
+def kv_bytes(model: StableLM) -> int:
+    """Bytes of one token's keys and values in the precision of the arithmetic."""
+    return model.config.kv_bytes_per_token((model.compute_dtype or model.dtype).itemsize)
 
 
 def require_memory(model: StableLM, batch: int, capacity: int, token: int) -> None:

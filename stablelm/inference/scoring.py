@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stablelm.config import InputError
 from stablelm.inference.cache import KVCache
-from stablelm.inference.runner import require_memory
+from stablelm.inference.runner import kv_bytes, require_memory
 from stablelm.model import StableLM
 
 
@@ -53,7 +53,7 @@ def score_ids(model: StableLM, ids: Sequence[int], *, top: int = 0, positions: i
         )
     dtype, device = model.compute_dtype or model.dtype, model.device
     inputs, labels = (torch.tensor([list(part)], device=device) for part in (ids[:-1], ids[1:]))
-    require_memory(model, 1, inputs.shape[1], model.config.kv_bytes_per_token(dtype.itemsize))
+    require_memory(model, 1, inputs.shape[1], kv_bytes(model))
     cache = KVCache(model.config, 1, inputs.shape[1], dtype, device, model.attention.function)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, inputs.shape[1], positions):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stablelm.config import InputError, ModelConfig
-from stablelm.inference.runner import CHUNK, require_memory
+from stablelm.inference.runner import CHUNK, kv_bytes, require_memory
 from stablelm.model import Mask, StableLM
 from stablelm.model.backends import AttentionFunction
 from stablelm.model.rotary import Rotary
@@ -201,9 +201,7 @@ class WindowRunner:
         assert mask is None
         model, batch = self.model, ids.shape[0]
         dtype = model.compute_dtype or model.dtype
-        require_memory(
-            model, batch, self.window.slots(capacity), model.config.kv_bytes_per_token(dtype.itemsize)
-        )
+        require_memory(model, batch, self.window.slots(capacity), kv_bytes(model))
         self._cache = WindowCache(
             model.config, self.window, batch, capacity, dtype, model.device, model.attention.function
         )

@@ -12,7 +12,6 @@ import torch
 from stablelm.config.card import CardConfig
 from stablelm.config.schema import apply_overrides, validate
 from stablelm.interchange.card_results import CardResult, read_results
-from stablelm.interchange.fingerprints import weights_hash
 from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import save_pretrained
@@ -21,6 +20,7 @@ from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate, open_path
 from stablelm.interchange.provenance import Provenance, lineage, read_provenance
 from stablelm.model import StableLM
+from stablelm.model.fingerprint import weights_hash
 from stablelm.storage import refuse_existing
 
 

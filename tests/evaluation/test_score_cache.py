@@ -6,8 +6,8 @@ import torch
 from stablelm.config import InputError, ModelConfig
 from stablelm.evaluation.score_cache import ScoreCache
 from stablelm.evaluation.scoring import Score
-from stablelm.interchange.fingerprints import weights_hash
 from stablelm.model import StableLM
+from stablelm.model.fingerprint import weights_hash
 
 PAIR, OTHER = ((1, 2), (3,)), ((1,), (2, 3))
 CONFIG = ModelConfig(

@@ -1,36 +1,26 @@
 """Beam search against every text there is; best-of-n against scores of its own; what does not go together."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
-from stablelm.config import InputError, preset
+from stablelm.config import InputError
 from stablelm.inference import Decoding, Sampling, Window, generate, generate_ids, runner, score_ids
 from stablelm.inference.beams import beam_search
 from stablelm.inference.runner import ModelRunner
 from stablelm.inference.window import WindowRunner
 from stablelm.model import StableLM
-from stablelm.tokenizer import Tokenizer, train_tokenizer
+from stablelm.tokenizer import Tokenizer
+from tests.inference.networks import network as sharp
 
-
-def network(vocab_size: int = 64, seed: int = 5, **changes) -> StableLM:
-    model = StableLM(preset("stablelm-1m", num_hidden_layers=2, vocab_size=vocab_size, **changes), seed=seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4 if parameter.dim() == 2 else 1)
-    return model
+network = partial(sharp, factor=4)
 
 
 @pytest.fixture(scope="module")
 def model() -> StableLM:
-    return network()
-
-
-@pytest.fixture(scope="module")
-def words() -> Tokenizer:
-    text = "the river runs past a small town, and the old machine waits for her letter. "
-    return train_tokenizer([text * 9], 300)
+    return network(64)
 
 
 def all_texts(model: StableLM, prompt: list[int], count: int, ends: list[int], penalty: float) -> dict:

@@ -6,19 +6,12 @@ import torch
 from stablelm.config import preset
 from stablelm.inference import KVCache
 from stablelm.model import StableLM
+from tests.inference.networks import network
 
 
 @pytest.fixture(scope="module")
 def model() -> StableLM:
-    return sharpened(StableLM(preset("stablelm-1m", num_hidden_layers=2), seed=7))
-
-
-def sharpened(model: StableLM) -> StableLM:
-    """Weights large enough that attention prefers some tokens, and positions matter."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5 if parameter.dim() == 2 else 1)
-    return model
+    return network(2048, seed=7)
 
 
 def cache_for(model: StableLM, batch: int, capacity: int) -> KVCache:

@@ -2,6 +2,7 @@
 
 import pydoc_data.topics
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from stablelm.config import InputError, preset
 from stablelm.inference import Sampling, generate, generate_ids, stream
 from stablelm.model import StableLM
 from stablelm.tokenizer import Tokenizer, train_tokenizer
+from tests.inference.networks import network as sharp
 
 PROMPTS = [
     "The if statement",
@@ -27,13 +29,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(texts, 900)
 
 
-def network(seed: int = 5, **changes) -> StableLM:
-    model = StableLM(preset("stablelm-1m", num_hidden_layers=2, vocab_size=1024, **changes), seed=seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(5)  # far from uniform, so that equal texts mean equal arithmetic
-    return model
+network = partial(sharp, 1024)
 
 
 @pytest.fixture(scope="module")

@@ -2,40 +2,29 @@
 
 import json
 import struct
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stablelm.config import InputError, preset
+from stablelm.config import InputError
 from stablelm.inference import PrefixCache, Sampling, generate, runner, stream
 from stablelm.inference import generation as loop
 from stablelm.inference.decoding import Decoding
-from stablelm.inference.prefix import FORMAT, PrefixRunner, common_beginning, digest, identity
+from stablelm.inference.prefix import FORMAT, PrefixRunner, common_beginning, identity
 from stablelm.inference.runner import ModelRunner
 from stablelm.inference.speculation import LookupRunner
 from stablelm.model import StableLM
-from stablelm.tokenizer import Tokenizer, train_tokenizer
+from stablelm.model.fingerprint import digest
+from tests.inference.networks import network as sharp
 
-
-def network(seed: int = 5, **changes) -> StableLM:
-    changes = {"num_hidden_layers": 2, "vocab_size": 512, "num_key_value_heads": 2, **changes}
-    model = StableLM(preset("stablelm-1m", **changes), seed=seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5 if parameter.dim() == 2 else 1)
-    return model
+network = partial(sharp, num_key_value_heads=2)
 
 
 @pytest.fixture(scope="module")
 def model() -> StableLM:
     return network()
-
-
-@pytest.fixture(scope="module")
-def words() -> Tokenizer:
-    text = "the river runs past a small town, and the old machine waits for her letter. "
-    return train_tokenizer([text * 9], 300)
 
 
 def drawn(length: int, seed: int = 1) -> list[int]:
@@ -207,7 +196,7 @@ def test_another_models_is_refused(model, words, tmp_path) -> None:
         other.model.layers[1].mlp.down_proj.weight[3, 4] += 1e-6
     half = network()
     half.compute_dtype = torch.bfloat16
-    for wrong in (other, network(6), network(num_hidden_layers=1), network(rope_theta=500.0), half):
+    for wrong in (other, network(seed=6), network(num_hidden_layers=1), network(rope_theta=500.0), half):
         with pytest.raises(InputError, match="computed by another model .* make it again with --save-prefix"):
             PrefixCache.load(file, wrong)
     assert identity(model) == identity(network()) != identity(other)
@@ -263,7 +252,7 @@ def test_broken_files_are_refused_by_name(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runner, "free_memory", lambda device: 1000)
     with pytest.raises(InputError, match="cache for 1 x 9 tokens needs"):
         PrefixCache.load(file, model)
-    assert FORMAT.endswith("1")
+    assert FORMAT.endswith("2")
 
 
 def test_refusals(model, words) -> None:

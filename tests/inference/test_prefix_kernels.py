@@ -3,19 +3,17 @@
 import pytest
 import torch
 
-from stablelm.config import InputError, preset
+from stablelm.config import InputError
 from stablelm.inference import Decoding, PrefixCache, Sampling, generate_ids
 from stablelm.inference.cpu_runner import CpuRunner, runner_for
 from stablelm.inference.prefix import PrefixRunner
 from stablelm.inference.quantization import Recipe, quantize
 from stablelm.model import StableLM
+from tests.inference.networks import network as sharp
 
 
 def network(bits: int | None) -> StableLM:
-    model = StableLM(preset("stablelm-1m", num_hidden_layers=2, vocab_size=512), seed=5).requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.mul_(4 if parameter.dim() == 2 else 1)
-    model = model.bfloat16()
+    model = sharp(factor=4).requires_grad_(False).bfloat16()
     if bits:
         quantize(model, Recipe.of(bits, 32))
     return model

@@ -3,19 +3,16 @@
 import pytest
 import torch
 
-from stablelm.config import InputError, preset
+from stablelm.config import InputError
 from stablelm.inference import generate_ids, runner
 from stablelm.inference.runner import ModelRunner
 from stablelm.model import StableLM
+from tests.inference.networks import network
 
 
 @pytest.fixture(scope="module")
 def model() -> StableLM:
-    model = StableLM(preset("stablelm-1m", num_hidden_layers=2), seed=7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5 if parameter.dim() == 2 else 1)
-    return model
+    return network(2048, seed=7)
 
 
 def drawn(*shape: int, seed: int = 1) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Prompt lookup: the same text with fewer passes, and no guesses where they do not come true."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,14 +11,9 @@ from stablelm.inference import generation as loop
 from stablelm.inference.runner import ModelRunner
 from stablelm.inference.speculation import LookupRunner
 from stablelm.model import StableLM
+from tests.inference.networks import network as sharp
 
-
-def network(seed: int = 5) -> StableLM:
-    model = StableLM(preset("stablelm-1m", num_hidden_layers=2, vocab_size=64), seed=seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5 if parameter.dim() == 2 else 1)
-    return model
+network = partial(sharp, 64)
 
 
 class Copier(torch.nn.Module):

@@ -10,10 +10,10 @@ from stablelm.inference.cpu_runner import why_not
 from stablelm.inference.prefix import identity
 from stablelm.inference.quantization import Recipe, quantize
 from stablelm.interchange import save_pretrained
-from stablelm.interchange.fingerprints import weights_hash
 from stablelm.interchange.gguf import save_gguf
 from stablelm.interchange.neox_writing import save_neox
 from stablelm.model import StableLM, adapters
+from stablelm.model.fingerprint import weights_hash
 
 CONFIG = ModelConfig(
     vocab_size=128, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,

@@ -17,8 +17,8 @@ from stablelm.evaluation.safety.toxicity import TOXIC, Classifier, Lexicon, Scor
 from stablelm.evaluation.score_cache import ScoreCache
 from stablelm.evaluation.scoring import Request, score
 from stablelm.evaluation.suites import Evaluation
-from stablelm.interchange.fingerprints import weights_hash
 from stablelm.model import StableLM
+from stablelm.model.fingerprint import weights_hash
 from stablelm.tokenizer import Tokenizer
 
 EACH, TOKENS = 5, 32
