@@ -16,6 +16,7 @@ DOCUMENTS = [
     "docs/parallelism.md",
     "docs/phases.md",
     "docs/preference.md",
+    "docs/robustness.md",
     "docs/seed.md",
 ]
 FOLDERS = ("tests/", "docs/", "configs/", "tools/", "benchmarks/", "runs/", "stablelm/")

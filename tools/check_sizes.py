@@ -16,7 +16,8 @@ CORE = (
     "data/mixture.py", "data/loader.py",
 )  # fmt: skip
 # Parts of those rooms that he does not meet: recipes, other systems' files, cards, pages, rehearsals, chat,
-# other ways to compute the same text or another one, recorded answers, evaluation, adaptations.
+# other ways to compute the same text or another one, recorded answers, evaluation, adaptations;
+# what happens to bad steps, and branches.
 NOT_CORE = (
     "config/recipe.py", "config/filters.py", "config/filter_set.py", "config/cleaning.py",
     "config/deduplication.py", "config/slurm.py", "config/neox.py", "config/neox_keys.py",
@@ -25,7 +26,9 @@ NOT_CORE = (
     "training/dry_run.py",
     "training/report.py", "inference/quantization.py", "inference/speculation.py", "tokenizer/chat.py",
     "tokenizer/golden.py", "config/evaluation.py", "model/predictions.py", "model/fused.py",
-    "training/evaluating.py", "inference/cpu_runner.py", "inference/cpu_cache.py",
+    "training/evaluating.py", "config/guard.py", "training/guard.py", "training/rollback.py",
+    "training/branching.py",
+    "inference/cpu_runner.py", "inference/cpu_cache.py",
     "config/adaptation.py", "training/adapting.py", "tokenizer/infilling.py",
     "tokenizer/comparison.py",
     "inference/beams.py",    "inference/packed_products.py", "inference/beams.py", "inference/decoding.py",

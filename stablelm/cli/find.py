@@ -56,12 +56,16 @@ def _steps(path: Path, dataset: "Dataset") -> "Callable[[Found], str]":
     from stablelm.storage import read_json
 
     done: int | None = None
+    rejected: set[int] = set()
     if path.is_dir():
         config = run_config(read_json(path / "run.json"), str(path / "run.json"))
         from stablelm.training.metrics import read_metrics
+        from stablelm.training.rollback import reading, recorded
 
-        done = max((record["step"] for record in read_metrics(path)), default=0)
-        config = config.model_copy(update={"out": str(path)})
+        records = read_metrics(path)
+        done = max((record["step"] for record in records), default=0)
+        rejected = {record["step"] for record in records if record.get("kind") == "rejected"}
+        config = reading(config.model_copy(update={"out": str(path)}), recorded(path))
     else:
         config = load_run_config(path)
     if config.data.order != "neox":  # the directory may have moved since
@@ -85,7 +89,9 @@ def _steps(path: Path, dataset: "Dataset") -> "Callable[[Found], str]":
             return "no step of this run reads it"
         told = []
         for epoch, each in sorted(steps.items()):
-            shown = ", ".join(f"{step:,}" for step in dict.fromkeys(each))
+            shown = ", ".join(
+                f"{step:,}" + " (rejected)" * (step in rejected) for step in dict.fromkeys(each)
+            )
             state = "" if done is None else " (read)" if max(each) <= done else " (to come)"
             told.append(f"epoch {epoch + 1} at step {shown}{state}")
         return "; ".join(told)

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from stablelm.config.adaptation import AdaptConfig, InfillingConfig
 from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
+from stablelm.config.guard import GuardConfig
 from stablelm.config.mixture import as_fraction
 from stablelm.config.model import ModelConfig
 from stablelm.config.optimization import OptimizerConfig, ScheduleConfig
@@ -181,6 +182,8 @@ class FinetuneConfig(Schema):
     """Checkpoints."""
     evaluation: TuningEvaluationConfig = Field(default_factory=TuningEvaluationConfig)
     """Held-out evaluation."""
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    """What is done about bad steps."""
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """Logs."""
     card: CardConfig = Field(default_factory=CardConfig)
@@ -232,7 +235,7 @@ class FinetuneConfig(Schema):
         same = (
             "out", "steps", "precision", "recompute", "compile", "loss_chunk", "seed", "device",
         )  # fmt: skip
-        sections = ("optimizer", "schedule", "parallel", "checkpoint", "logging", "card")
+        sections = ("optimizer", "schedule", "parallel", "checkpoint", "guard", "logging", "card")
         values = {
             **{name: getattr(self, name) for name in same},
             **{name: getattr(self, name).model_dump() for name in sections},

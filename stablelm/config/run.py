@@ -12,6 +12,7 @@ from stablelm.config.adaptation import AdaptConfig
 from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
 from stablelm.config.evaluation import EvaluationConfig
+from stablelm.config.guard import GuardConfig
 from stablelm.config.mixture import DataConfig
 from stablelm.config.model import ModelConfig, preset
 from stablelm.config.neox import Reading, is_neox, read_neox
@@ -92,6 +93,8 @@ class RunConfig(Schema):
     """Tokens whose logits are alive at once in the cross-entropy."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Checkpoints."""
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    """What is done about bad steps."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     """Evaluation while training."""
     logging: LoggingConfig = Field(default_factory=LoggingConfig)

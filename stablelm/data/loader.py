@@ -108,6 +108,21 @@ class Loader(Samples):
             ids[row] = np.repeat(np.arange(len(pieces), dtype=np.int32), pieces)
         return ids
 
+    def phase(self, position: int) -> int:
+        """Which phase of the data, from 0, the sample at a position is of."""
+        return int(np.searchsorted(self._firsts, self.numbers(position, 1)[0], side="right")) - 1
+
+    def predicted(self, numbers: Int64) -> Iterator[tuple[str, int, int]]:
+        """(Source, document, its tokens that are predicted), sample by sample."""
+        for row, at in zip(*(v.tolist() for v in self._start(numbers)), strict=True):
+            stop = at + 1 + self.sequence_length
+            for document, tokens in _documents(self._files[row], at + 1, stop, self._lengths[row]):
+                yield self.mixture.sources[row], document, tokens
+
+    def document_names(self, source: str, documents: set[int]) -> dict[int, str]:
+        """Their ids, as the data were prepared."""
+        return self.dataset.document_ids(source, documents)
+
     def _start(self, numbers: Int64) -> tuple[Int64, Int64]:
         """Source and first token of samples."""
         source, epoch, window = self.mixture.address(numbers)

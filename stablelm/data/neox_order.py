@@ -256,6 +256,13 @@ class NeoxLoader(Samples):
             into[:] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         return ids[:, :-1]
 
+    def predicted(self, numbers: Int64) -> Iterator[tuple[str, int, int]]:
+        """(Source, document, its tokens that are predicted), sample by sample."""
+        for source, row in zip(*(v.tolist() for v in self.address(numbers)), strict=True):
+            for place, (document, _, count) in enumerate(self.indices[source].pieces(row)):
+                if tokens := count - (place == 0):  # a sample's first token is no target
+                    yield self.files.names[source], document, tokens
+
     def drawn(self, number: int) -> dict[str, int]:
         """Samples of each source with numbers below `number`, skipped ones included."""
         block, rest = divmod(number, BLOCK)

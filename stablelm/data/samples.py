@@ -6,7 +6,7 @@ state of a run is one integer."""
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,19 @@ class Samples(ABC):
         """Positions and steps (from 1) of sample numbers; −1 and −1 for one that is never consumed."""
         at = np.where(numbers < 0, -1, self.skips.positions(np.maximum(numbers, 0)))
         return at, np.where(at < 0, -1, self.steps.reading(np.maximum(at, 0)) + 1)
+
+    def phase(self, position: int) -> int:
+        """Which phase of the data, from 0, the sample at a position is of."""
+        return 0
+
+    def predicted(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, int, int]]:
+        """(Source, document, its tokens that are predicted), sample by sample; of an order without documents
+        nothing."""
+        return iter(())
+
+    def document_names(self, source: str, documents: set[int]) -> dict[int, str]:
+        """The ids of documents, where the data have any."""
+        return {}
 
     def _skipped(self) -> dict[str, int]:
         """Samples of each source in the skipped ranges."""

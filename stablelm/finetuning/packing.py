@@ -12,7 +12,7 @@ order), cutting examples at the end of a row (an answer without its question).""
 
 import hashlib
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,6 +187,12 @@ class ExampleSamples(Samples):
     def documents(self, numbers: Int64) -> NDArray[np.int32] | None:
         """Which example each input is of, [n, L]."""
         return self.rows.documents(self.mixture.address(numbers)[2])
+
+    def predicted(self, numbers: Int64) -> Iterator[tuple[str, int, int]]:
+        """(Source, example, its trained tokens), sample by sample."""
+        for row in self.mixture.address(numbers)[2].tolist():
+            for example in self.rows.examples[row]:
+                yield SOURCE, int(example), int(self.rows.trained[example])
 
     def drawn(self, number: int) -> dict[str, int]:
         """Samples with numbers below `number`."""

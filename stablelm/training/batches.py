@@ -31,13 +31,16 @@ class Batch:
     last_sample: int
     pieces: int = 1
     """Rows of one sample."""
+    fault: str | None = None
+    """What is wrong with the data here; such a step must not be learned from."""
 
 
 class Batches:
     """The batches of a run, by step."""
 
-    def __init__(self, loader: Samples, layout: Layout) -> None:
-        self.loader, self.layout = loader, layout
+    def __init__(self, loader: Samples, layout: Layout, vocabulary: int) -> None:
+        """`vocabulary`: rows of the embedding; an id beyond is a fault of the data."""
+        self.loader, self.layout, self.vocabulary = loader, layout, vocabulary
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: dict[Span, Future[Batch]] = {}
 
@@ -61,9 +64,24 @@ class Batches:
         if not len(mine):
             samples[:, 1:] = -1
             samples[:, 0] = 0
+        fault = self._fault(samples, rows)
         ids = None if documents is None else torch.from_numpy(documents)
         if pieces > 1:
             length = (samples.shape[1] - 1) // pieces
             samples = samples.unfold(1, length + 1, length).flatten(0, 1)
             ids = None if ids is None else ids.reshape(len(samples), -1)
-        return Batch(samples, ids, count, int(numbers[0]), int(numbers[-1]), pieces)
+        return Batch(samples, ids, count, int(numbers[0]), int(numbers[-1]), pieces, fault)
+
+    def _fault(self, samples: Tensor, numbers: NDArray[np.int64]) -> str | None:
+        """Names the first id that no word has, and makes all such ids 0, which can be computed with: on a GPU
+        a look-up beyond the embedding ends the process."""
+        wrong = torch.where(samples < 0, ~samples, samples) >= self.vocabulary
+        if not bool(wrong.any()):
+            return None
+        row, place = wrong.nonzero()[0].tolist()
+        found = int(samples[row, place])
+        samples[wrong] = 0
+        return (
+            f"sample {numbers[row]:,}, token {place:,}: id {found if found >= 0 else ~found:,} is beyond the "
+            f"vocabulary of {self.vocabulary:,}; the token file is damaged"
+        )

@@ -22,7 +22,7 @@ from stablelm.training.resume import remedy_for
 Parent = dict[str, Any]
 """`checkpoint`, and of its state what `_KEPT` lists (`branch` if it is one itself); the `ancestors` of its
 initial weights, and what it `adapted` of these."""
-_KEPT = ("step", "samples", "steps", "config", "data_fingerprint", "branch")
+_KEPT = ("step", "samples", "steps", "config", "data_fingerprint", "branch", "guard")
 
 
 def parent_of(config: RunConfig) -> Parent | None:

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from stablelm.config import InputError
 from stablelm.config.errors import RunError
@@ -154,7 +155,9 @@ def load_checkpoint(
     for folder, held in wanted.items():
         ranks.at_first(partial(_fits, path / folder, held, remedy))
         ranks.together(partial(_read_tensors, path / folder, held))
-    set_step(optimizer, read_json(path / "state.json")["step"])
+        ranks.together(partial(_finite, path / folder, held, remedy))
+    state = read_json(path / "state.json")
+    set_step(optimizer, state["step"] - state.get("guard", {}).get("rejected", 0))
 
 
 def _fits(folder: Path, tensors: dict[str, Tensor], remedy: str) -> None:
@@ -169,6 +172,20 @@ def _fits(folder: Path, tensors: dict[str, Tensor], remedy: str) -> None:
                 f"{folder}: does not hold this model's tensors: {name!r} is {found}, wanted is {wanted}. "
                 f"{remedy}".rstrip()
             )
+
+
+def _finite(folder: Path, tensors: dict[str, Tensor], remedy: str) -> None:
+    if (name := not_finite(tensors)) is not None:
+        raise InputError(f"{folder}: tensor {name!r} holds values that are not finite. {remedy}".rstrip())
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor of which this process's part is not finite throughout."""
+    for name, tensor in tensors.items():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+        if not bool(torch.isfinite(local.sum(dtype=torch.float64))):  # no copy of the tensor's size
+            return name
+    return None
 
 
 def _read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -41,10 +41,8 @@ class Metrics:
 
     def __init__(self, run: Path, step: int, tensorboard: bool = False) -> None:
         """Keeps the records up to `step` completed steps, none before the first, and appends after them."""
-        kept = [record for record in read_metrics(run) if 0 < step >= record["step"]]
-        write_text(run / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = run / METRICS
-        self._file = (run / METRICS).open("a", encoding="utf-8")
+        self._keep(step)
         self._board: Any = None
         if tensorboard:
             try:
@@ -55,6 +53,16 @@ class Metrics:
                     "false."
                 ) from None
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def _keep(self, step: int) -> None:
+        kept = [record for record in read_metrics(self._path.parent) if 0 < step >= record["step"]]
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def rewind(self, step: int) -> None:
+        """Drops what came after `step`, to which the run has gone back."""
+        self._file.close()
+        self._keep(step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes one record; `step` counts completed steps."""

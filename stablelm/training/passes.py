@@ -40,6 +40,8 @@ def backward(model: StableLM, batch: Batch, config: RunConfig, layout: Layout) -
         loss = model(x, labels=y, document_ids=ids)
         (loss / max(1, targets)).backward()
         total += loss.detach()
+    if batch.fault is not None:
+        total.fill_(math.nan)  # which all processes see, and reject the step
     value = float(summed(layout, total)) / max(1, targets)
     return value, norm_of(model, layout), targets
 

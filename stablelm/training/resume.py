@@ -23,7 +23,7 @@ from stablelm.planning import Plan
 # These change what is printed, where, or in which pieces a step is computed, not which steps are made.
 _FREE = (
     "out", "device", "checkpoint", "evaluation", "logging", "loss_chunk", "card", "parallel", "recompute",
-    "compile",
+    "compile", "guard",
 )  # fmt: skip
 _BRANCH = ("branch", "schedule.cooldown_shape", "schedule.cooldown_floor")  # what a branch has of its own
 _FUTURE = ("epochs", "phases", "skip", "windows", "document_boundaries")  # of `data`: judged by what was read
@@ -42,8 +42,10 @@ def state_of(
     loader: Samples,
     evaluations: list[dict[str, Any]],
     parent: dict[str, Any] | None = None,
+    guard: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All that continuing needs besides tensors; `parent` is what a branch keeps of the run it comes from."""
+    """All that continuing needs besides tensors; `parent` is what a branch keeps of the run it comes from,
+    `guard` the memory of the one who judges steps."""
     consumed = min(loader.steps.position(step), plan.samples)
     return {
         "step": step,
@@ -54,6 +56,7 @@ def state_of(
         "data_fingerprint": loader.fingerprint,
         "evaluations": evaluations,
         **({"branch": parent} if parent else {}),
+        **({"guard": guard} if guard else {}),
     }
 
 

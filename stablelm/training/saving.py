@@ -7,7 +7,6 @@ two such saves in a row, or the last one, stop it: the newest finished checkpoin
 failure (a process that has died) stops it when the save is next waited for. With `asynchronous: false`
 nothing is copied and the training waits."""
 
-import math
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -16,9 +15,8 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.tensor import DTensor
 
 from stablelm.config.errors import RunError
 from stablelm.config.model import to_huggingface
@@ -27,8 +25,12 @@ from stablelm.interchange.native import FOLDER, finished_checkpoints
 from stablelm.model import StableLM
 from stablelm.storage import json_bytes
 from stablelm.training.agreement import Ranks
-from stablelm.training.checkpoint import write_checkpoint
+from stablelm.training.checkpoint import not_finite, write_checkpoint
 from stablelm.training.optimizer import moments
+
+
+class NotFinite(RunError):
+    """Weights or moments are not finite, so they must not become a checkpoint."""
 
 
 class Checkpoints:
@@ -56,16 +58,18 @@ class Checkpoints:
         """Begins to save `state["step"]` and returns where it will be; every process calls it.
 
         `state` is all that continuing needs besides tensors; `about` is what a reader or a model card wants
-        to know; `tokenizer` is its files by name. `RunError` when the weights are not finite."""
+        to know; `tokenizer` is its files by name. `NotFinite` when weights or moments are not."""
         self._settle(last=False)
         step = int(state["step"])
         target = self.run / FOLDER / f"step-{step:06d}"
-        seen = self.ranks.together(lambda: (finite(model), target in finished_checkpoints(self.run)))
-        if not all(good for good, _ in seen):
-            raise RunError(
-                f"step {step:,}: the weights are not finite; not saved. Go on from the last checkpoint."
-            )
         tensors = {"model": dict(model.state_dict()), "optimizer": moments(model, optimizer)}
+        every = tensors["model"] | tensors["optimizer"]
+        seen = self.ranks.together(lambda: (not_finite(every), target in finished_checkpoints(self.run)))
+        if (name := next((name for name, _ in seen if name), None)) is not None:
+            raise NotFinite(
+                f"step {step:,}: the weights are not finite (tensor {name!r}); not saved. Go on from the "
+                "last checkpoint."
+            )
         files = {
             "config.json": json_bytes(to_huggingface(model.config, str(model.dtype).removeprefix("torch."))),
             **tokenizer,
@@ -129,6 +133,10 @@ class Checkpoints:
         """Waits for the save at hand and raises what it failed with."""
         self._settle(last=True)
 
+    def settle(self) -> None:
+        """Waits for the save at hand; what it failed with is told, and counts, as if the next were due."""
+        self._settle(last=False)
+
     def __enter__(self) -> "Checkpoints":
         return self
 
@@ -141,12 +149,6 @@ class Checkpoints:
             if self._thread is not None:
                 self._thread.join()
             self.poll()
-
-
-def finite(model: nn.Module) -> bool:
-    """Whether this process's part of the weights is; else they must not become a checkpoint."""
-    local = [p.to_local() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
-    return math.isfinite(float(torch.nn.utils.get_total_norm(local)))
 
 
 def _staged(tensors: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

@@ -2,11 +2,10 @@
 
 The state of a run is its weights, its moments and one number, the completed steps: the order of the samples
 and the learning rate are pure functions of it. A run that was killed and resumed therefore repeats the
-undisturbed run bit for bit (same machine, threads and PyTorch). A loss or gradient that is not finite stops
-the run before the weights change."""
+undisturbed run bit for bit (same machine, threads and PyTorch). A step whose loss or gradient is bad is
+rejected before anything changes (guard.py); when that does not help, the run goes back (rollback.py)."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +19,7 @@ from stablelm.config.errors import RunError
 from stablelm.data.replay import Joined
 from stablelm.data.run_data import TrainingData, open_data
 from stablelm.data.samples import Samples
+from stablelm.data.unread import accounting
 from stablelm.evaluation.shares import Share
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.provenance import Ancestor
@@ -32,10 +32,11 @@ from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batch, Batches
 from stablelm.training.branching import origin_of, parent_of
 from stablelm.training.building import build_model
-from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
+from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, not_finite, read_state
 from stablelm.training.console import Console, SilentConsole, make_console
 from stablelm.training.evaluating import HELD_OUT, Evaluator, told
 from stablelm.training.garbage import PinnedGarbage
+from stablelm.training.guard import Guard, refusal
 from stablelm.training.interruption import Interruption
 from stablelm.training.metrics import METRICS, Metrics
 from stablelm.training.optimizer import make_optimizer
@@ -44,7 +45,8 @@ from stablelm.training.parallel.apply import check, compiles, reshard
 from stablelm.training.parallel.launch import world_size
 from stablelm.training.passes import backward, clip, summed
 from stablelm.training.resume import remedy_for, same_run, state_of
-from stablelm.training.saving import Checkpoints
+from stablelm.training.rollback import RECORD, abandoned, go_back, reading, recorded, remove
+from stablelm.training.saving import Checkpoints, NotFinite
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "bf16-pure": torch.bfloat16}
 
@@ -109,12 +111,9 @@ class Trainer:
         self.ranks = Ranks()
         self.console = (console or make_console()) if self.ranks.first else SilentConsole()
         self.layout = Layout.of(config, self.device.type)
+        self.guard = Guard(config.guard)
         self.ranks.together(self._open_data)
-        samples, skipped = self.loader.num_samples, self.loader.skips.count
-        origin, table = origin_of(self.parent), self.loader.table()
-        self.plan: Plan = make_plan(config, samples, table, skipped, self.layout.data, origin)
-        self.schedule = Schedule.of(config, self.plan.schedule_steps, origin)
-        self.batches = Batches(self.loader, self.layout)
+        self.make_plan()
         self.dtype = DTYPES[config.precision]
         self.model, start = build_model(config, self.layout, self.device, dtype)
         self.ancestors, self.adapted = start.ancestors, start.adapted
@@ -124,7 +123,7 @@ class Trainer:
             self.ancestors = tuple(Ancestor(**found) for found in self.parent["ancestors"])
             self.adapted = self.parent.get("adapted", {})
         if isinstance(self.dataset, Joined):
-            self.notes += self.dataset.lines(table)
+            self.notes += self.dataset.lines(self.plan.sources)
         self.notes += told_adaptation(self.adapted, config.batch.sequence_length)
         if start.tokenizer is not None:
             words = self.dataset.tokenizer_files()["tokenizer.json"]
@@ -145,11 +144,13 @@ class Trainer:
 
     def _open_data(self) -> None:
         self.parent = parent_of(self.config)
-        self.branching = self.parent is not None and not finished_checkpoints(self.run)
-        self.dataset, self.loader = self.open(self.config)
+        self.guard.rollbacks = recorded(self.run, self.parent)
+        self.branching = self.parent is not None and not self._saved()
+        self.open_samples()
         if self.branching and self.parent is not None:
             parent = Path(self.parent["checkpoint"])
-            same_run(self.parent, self.config, self.loader, parent, steps=None, opening=self.open)
+            asked = reading(self.config, self.guard.rollbacks)
+            same_run(self.parent, asked, self.loader, parent, steps=None, opening=self.open)
         size, vocabulary = self.dataset.tokenizer_size, self.config.model.vocab_size
         if vocabulary < size:
             raise InputError(
@@ -161,10 +162,29 @@ class Trainer:
         compiled = compiles(self.config, self.device.type)
         self.evaluator = Evaluator(self.config, self.dataset, compiled)
 
+    def open_samples(self) -> None:
+        """Opens the samples that are left after all rollbacks."""
+        self.dataset, self.loader = self.open(reading(self.config, self.guard.rollbacks))
+
+    def make_plan(self) -> None:
+        """Plans the run over these samples."""
+        samples, skipped = self.loader.num_samples, self.loader.skips.count
+        origin, table = origin_of(self.parent), self.loader.table()
+        self.plan: Plan = make_plan(self.config, samples, table, skipped, self.layout.data, origin)
+        self.schedule = Schedule.of(self.config, self.plan.schedule_steps, origin)
+        self.batches = Batches(self.loader, self.layout, self.config.model.vocab_size)
+
+    def _saved(self) -> list[Path]:
+        """Checkpoints to continue from, oldest first."""
+        lost = abandoned(self.run, self.guard.rollbacks)
+        return [path for path in finished_checkpoints(self.run) if path not in lost]
+
     def train(self, resume: bool, force_data: bool = False) -> Path:
         """Runs to the last step; saves and stops early on Ctrl-C or SIGTERM."""
         for name in self.ranks.at_first(lambda: clear_leftovers(self.run)):
             self.console.message(f"{name}: a save that was cut off; ignored and removed")
+        for name in self.ranks.at_first(lambda: remove(abandoned(self.run, self.guard.rollbacks))):
+            self.console.message(f"{name}: the run has gone back from it; removed")
         self._begin(resume, force_data)
         self.ranks.at_first(self._describe)
         for line in (*filter(None, self.notes), *self.plan.lines()):
@@ -200,17 +220,22 @@ class Trainer:
             self.metrics.write(record)
 
     def _describe(self) -> None:
-        write_json(self.run / "plan.json", self.plan.as_dict())
+        self.write_accounts()
         write_json(self.run / "run.json", self.config.model_dump(mode="json"))
         write_text(self.run / "data.json", self.dataset.summary_json())
-        write_json(self.run / "accounting.json", self.loader.accounting())
+
+    def write_accounts(self) -> None:
+        """plan.json and accounting.json: how far the run goes, and what it does not read."""
+        write_json(self.run / "plan.json", self.plan.as_dict())
+        write_json(self.run / "accounting.json", accounting(self.loader))
 
     def _begin(self, resume: bool, force_data: bool) -> None:
         """Continues from the newest checkpoint; a branch that has none from that of its parent."""
-        saved = self.ranks.at_first(lambda: finished_checkpoints(self.run)) if resume else []
+        saved = self.ranks.at_first(self._saved) if resume else []
         if self.branching and self.parent is not None:
             saved = [Path(self.parent["checkpoint"])]
         elif not saved:
+            self.ranks.at_first(lambda: (self.run / RECORD).unlink(missing_ok=True))  # an earlier run's
             if resume:
                 self.console.message(f"{self.run}: no checkpoint yet; starting from step 0")
             return
@@ -218,16 +243,20 @@ class Trainer:
         remedy = remedy_for(path, branching=self.branching)
         state = self.ranks.together(lambda: read_state(path, remedy))[self.ranks.rank]
         if not self.branching:  # else judged before the plan was made
-            same = partial(
-                same_run, state, self.config, self.loader, path, steps=steps, force_data=force_data
-            )
+            asked = reading(self.config, self.guard.rollbacks)
+            same = partial(same_run, state, asked, self.loader, path, steps=steps, force_data=force_data)
             self.ranks.together(partial(same, opening=self.open))
         load_checkpoint(path, self.model, self.optimizer, self.ranks, remedy)
-        self.step, self.evaluations = state["step"], state["evaluations"]
+        self.continue_from(state)
         if self.branching:  # what a run that never saved has left here is not of this one
             self.ranks.at_first(lambda: (self.run / METRICS).unlink(missing_ok=True))
         begun = "branched off" if self.branching else "resumed"
         self.console.message(f"{begun} {path} after step {self.step:,}")
+
+    def continue_from(self, state: dict[str, Any]) -> None:
+        """Takes up the numbers of a checkpoint whose tensors are loaded."""
+        self.step, self.evaluations, self.suite = state["step"], state["evaluations"], []
+        self.guard.restore(state.get("guard", {}), self.step)
 
     def _loop(self, interruption: Interruption, garbage: PinnedGarbage) -> None:
         config, seconds_a_step = self.config, 0.0
@@ -247,17 +276,27 @@ class Trainer:
             garbage.step(self.step)
             seconds_a_step = seconds if seconds_a_step == 0 else 0.95 * seconds_a_step + 0.05 * seconds
             last = self.step == self.plan.steps
-            self.console.step(
-                record,
-                (self.plan.steps - self.step) * seconds_a_step,
-                last or self.step % config.logging.every == 0 or self.step == 1,
-            )
+            if "reason" in record:
+                self.console.message(f"step {self.step:,}: rejected: {record['reason']}")
+                if (why := self._beyond_help()) is not None:
+                    go_back(self, why)
+                    continue
+            else:
+                self.console.step(
+                    record,
+                    (self.plan.steps - self.step) * seconds_a_step,
+                    last or self.step % config.logging.every == 0 or self.step == 1,
+                )
             if last or self.step % config.evaluation.every == 0:
                 self._evaluate()
             self.checkpoints.poll()
             asked = self.ranks.any(interruption.requested)
             if last or self.checkpoints.due(self.step) or asked:
-                saved = self._save()
+                try:
+                    saved = self._save()
+                except NotFinite as error:
+                    go_back(self, str(error))
+                    continue
                 if asked and not last:
                     self.checkpoints.finish()
                     raise RunError(
@@ -276,30 +315,39 @@ class Trainer:
         following = steps.span(self.step + 1, samples) if self.step + 1 < self.plan.steps else None
         batch = self.batches.get(span, following)
         value, norm = self.passes(batch)
-        norm_value = float(norm)
-        if not math.isfinite(value) or not math.isfinite(norm_value):
-            raise RunError(
-                f"step {self.step + 1:,}: loss {value}, gradient norm {norm_value}; the weights were not "
-                "changed. Start "
-                "from the last good checkpoint in another directory (--set init=CHECKPOINT --out DIR) with "
-                "a lower "
-                "optimizer.lr or a longer schedule.warmup."
-            )
-        clip(self.model, config.optimizer.clip, norm, self.layout)
-        lr = self.schedule.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        norm_value, lr = float(norm), self.schedule.rate(self.step)
+        reason = self.guard.judge(value, norm_value, self.loader.phase(span.first))
+        if reason is None:
+            clip(self.model, config.optimizer.clip, norm, self.layout)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if reason is None:
+            self.guard.accept(self.step, value, norm_value)
+        else:
+            faults = self.ranks.together(lambda: batch.fault)
+            reason = next((fault for fault in faults if fault), reason)
+            self.guard.reject(self.step, reason)
         reached = span.first + span.windows
-        return {
+        record = {
             "step": self.step, "loss": value, "lr": lr, "grad_norm": norm_value, "samples": reached,
             "tokens": reached * config.batch.sequence_length,
             "step_tokens": span.windows * config.batch.sequence_length,
             "sequence_length": config.batch.sequence_length // span.pieces,
             "first_sample": batch.first_sample, "last_sample": batch.last_sample,
         }  # fmt: skip
+        return record if reason is None else record | refusal(value, norm_value, reason)
+
+    def _beyond_help(self) -> str | None:
+        """Why rejecting steps does not help any more, or None."""
+        if name := next(filter(None, self.ranks.together(lambda: not_finite(self.model.state_dict()))), None):
+            return f"step {self.step:,}: the weights are not finite (tensor {name!r})"
+        if not self.guard.exhausted:
+            return None
+        row = self.guard.row
+        return f"steps {row[0]['step']:,} to {self.step:,} were rejected ({row[-1]['reason']})"
 
     def passes(self, batch: Batch) -> tuple[float, torch.Tensor]:
         """Leaves the step's gradients in the parameters → loss, gradient norm before clipping; a trainer with
@@ -332,5 +380,8 @@ class Trainer:
             "ancestors": [ancestor.as_dict() for ancestor in self.ancestors],
             "adapted": self.adapted,
         }
-        state = state_of(self.step, self.plan, self.config, self.loader, self.evaluations, self.parent)
+        state = state_of(
+            self.step, self.plan, reading(self.config, self.guard.rollbacks), self.loader, self.evaluations,
+            self.parent, self.guard.state(),
+        )  # fmt: skip
         return self.checkpoints.save(self.model, self.optimizer, state, about, self.dataset.tokenizer_files())

@@ -129,6 +129,14 @@ def test_a_single_path_with_a_split(corpus, loader):
     assert same(made.indices[0].doc_idx, arrays[0])
     expected = [neox_reference.sample(documents, *arrays, number) for number in range(made.num_samples)]
     assert made.samples(0, made.num_samples).tolist() == expected
+    predicted = {n: list(made.predicted(np.array([n]))) for n in range(made.num_samples)}
+    assert all(sum(count for *_, count in found) == 8 for found in predicted.values())
+    for document in range(7):
+        seen = {s.sample: 0 for s in made.when(paths[0], document)}
+        for sighting in made.when(paths[0], document):
+            seen[sighting.sample] += sighting.tokens
+        counts = {n: sum(c for _, d, c in found if d == document) for n, found in predicted.items()}
+        assert {n: count for n, count in counts.items() if count} == seen
     account = made.accounting()[paths[0]]
     assert (account["from_document"], account["beyond_windows"]) == (7, sum(sizes[7:]))
 

@@ -112,6 +112,10 @@ def test_every_epoch_reads_every_row_once_in_an_order_of_its_own(make):
         assert (
             samples.read(np.array([sighting.sample])) == tuning.rows.ids(np.array([sighting.window]))
         ).all()
+        read = list(samples.predicted(np.array([sighting.sample])))
+        assert ("examples", 5, sighting.tokens) in read and len(read) == len(
+            tuning.rows.examples[sighting.window]
+        )
     with pytest.raises(InputError, match="no example 99; there are 38"):
         samples.when("examples", 99)
     assert samples.consumed(4) == {"examples": 4}
