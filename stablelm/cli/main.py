@@ -41,6 +41,7 @@ def application() -> "typer.Typer":
         evaluate,
         finetune,
         generate,
+        launch,
         models,
         perplexity,
         plan,
@@ -69,6 +70,7 @@ def application() -> "typer.Typer":
     app.add_typer(checkpoint.app, name="checkpoint")
     app.add_typer(config.app, name="config")
     app.add_typer(data.app, name="data")
+    app.add_typer(launch.app, name="launch")
     app.add_typer(tokenizer.app, name="tokenizer")
     return app
 
