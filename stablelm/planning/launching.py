@@ -32,9 +32,9 @@ export PYTHONUNBUFFERED=1
 # every machine, so that only gradients cross the network (docs/parallelism.md).
 mesh=()
 #mesh=(--set parallel.replicate={nodes} --set parallel.shard={shard})
-# A copy of each permanent checkpoint in a bucket, written in the background (docs/robustness.md).
+# A copy of a checkpoint in a bucket every 10,000 steps, in the background (docs/robustness.md).
 bucket=()
-#bucket=(--set checkpoint.permanent_every=10000 --set checkpoint.copy_to=s3://BUCKET/{name})
+#bucket=(--set checkpoint.copy_every=10000 --set checkpoint.copy_to=s3://BUCKET/{name})
 
 if srun --kill-on-bad-exit=1 {program} train {arguments} --resume \
   ${{mesh[@]+"${{mesh[@]}}"}} ${{bucket[@]+"${{bucket[@]}}"}}; then
