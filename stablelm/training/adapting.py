@@ -11,7 +11,12 @@ from typing import Any
 
 from stablelm.config import InputError, ModelConfig, RunConfig
 from stablelm.config.adaptation import AdaptConfig
+from stablelm.interchange.gguf import is_gguf
+from stablelm.interchange.hub import resolve
+from stablelm.interchange.neox import is_neox
+from stablelm.interchange.open import locate
 from stablelm.interchange.provenance import adaptation_text
+from stablelm.interchange.quantized import is_quantized
 from stablelm.tokenizer import Tokenizer
 from stablelm.tokenizer.comparison import new_words
 
@@ -37,6 +42,16 @@ def adaptation(given: ModelConfig, config: RunConfig, init: str) -> dict[str, li
             f"architecture of its initial weights{change}."
         )
     return differing
+
+
+def refuse_packed(init: str) -> None:
+    """`InputError` where the initial weights are packed: their products have no weight that could learn."""
+    folder = resolve(init)
+    if not is_gguf(folder) and not is_neox(folder) and is_quantized(locate(folder)):
+        raise InputError(
+            f"init: {init}: its weights are packed, and packed weights cannot be trained. Start from the "
+            "model that they were made from."
+        )
 
 
 def told_adaptation(adapted: dict[str, list[Any]], length: int) -> list[str]:

@@ -27,7 +27,7 @@ from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
 from stablelm.planning.flops import flops_per_token
 from stablelm.planning.schedule import Schedule
 from stablelm.storage import directory_lock, require_space, write_json, write_text
-from stablelm.training.adapting import same_words, told_adaptation
+from stablelm.training.adapting import refuse_packed, same_words, told_adaptation
 from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batch, Batches
 from stablelm.training.branching import origin_of, parent_of
@@ -61,6 +61,8 @@ def train(
     Raises `InputError` for a configuration that does not fit its data or a run that is already there,
     `RunError` when the training itself cannot go on. Started by torchrun or srun it is one run over all
     processes, of which the first writes and speaks."""
+    if config.init is not None and config.branch is None:
+        refuse_packed(config.init)
     return train_by(Trainer, config, resume=resume, force_data=force_data, console=console)
 
 

@@ -20,6 +20,7 @@ from stablelm.training.metrics import read_metrics
 from tests.training.conftest import Recorder, sentences
 
 LONGER = {"rope_theta": 1e6, "max_position_embeddings": 256}
+QUIET = {"every": 99, "windows": 2, "copying": 0, "cloze": 0}
 CARD = "---\nlicense: cc-by-sa-4.0\n---\n"
 MODEL = ModelConfig(
     vocab_size=384, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -79,7 +80,8 @@ def test_the_weights_are_the_same_the_logits_those_of_the_new_base(make_config, 
 
 
 def test_a_run_tells_resumes_branches_and_signs(make_config, weights, tmp_path):
-    same = {"init": str(weights), "adapt": LONGER, "checkpoint": {"every": 3, "keep": 9}, "steps": 6}
+    same = {"init": str(weights), "adapt": LONGER, "checkpoint": {"every": 3, "keep": 9}, "steps": 6,
+            "evaluation": QUIET}  # fmt: skip
     console = Recorder()
     whole = train(make_config("whole", **same), console=console)
     told = "context changed from 64 to 256 and rotary base changed from 10,000 to 1,000,000"
@@ -113,7 +115,8 @@ def test_from_any_form_of_checkpoint(make_config, weights, tmp_path):
         starts[to] = tmp_path / (f"{to}.gguf" if to == "gguf" else to)
         list(convert(weights, starts[to], Conversion(to)))
     first = train(
-        make_config("ours", init=str(weights), steps=1, optimizer={"lr": 1e-30}), console=Recorder()
+        make_config("ours", init=str(weights), steps=1, optimizer={"lr": 1e-30}, evaluation=QUIET),
+        console=Recorder(),
     )
     starts["ours"] = first
     found = {}
@@ -121,6 +124,16 @@ def test_from_any_form_of_checkpoint(make_config, weights, tmp_path):
         trainer = Trainer(make_config(name, init=str(path), adapt=LONGER), Recorder())
         found[name] = [trainer.train_step()["loss"] for _ in range(2)]
     assert len({tuple(each) for each in found.values()}) == 1, found
+
+
+def test_packed_weights_are_refused(make_config, weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "packed")
+    config = json.loads((weights / "config.json").read_text()) | {"quantization_config": {"bits": 4}}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        InputError, match="packed: its weights are packed, and packed weights cannot be trained"
+    ):
+        train(make_config(init=str(tmp_path / "packed")), console=Recorder())
 
 
 def test_other_words_are_refused(make_config, weights, tmp_path):
@@ -139,7 +152,7 @@ def test_continued_on_longer_texts_it_reads_them_better(make_config, dataset_pat
     """Beyond the old context the extended model, trained there, beats the one it came from, also when that
     reads on as many tokens in windows of its own."""
     data = {"windows": {}, "epochs": {"tales": 9, "notes": 9}}
-    rare = {"data": data, "checkpoint": {"every": 99}, "evaluation": {"every": 99}}
+    rare = {"data": data, "checkpoint": {"every": 99}, "evaluation": QUIET}
     batch = {"sequences": 32, "micro_sequences": 32, "sequence_length": 32}
     base = train(
         make_config("base", batch=batch, steps=40, optimizer={"lr": 1e-2}, **rare), console=Recorder()

@@ -167,7 +167,7 @@ class Rearranging:
 
     def arranged(self, shard: Shard, row: int, parts: list[NDArray[Any]]) -> NDArray[Any]:
         """The ids of a document from those of its pieces."""
-        if self._about is None or len(parts) == 1:
+        if self._about is None or len(parts) == 1 or not any(map(len, parts)):
             return parts[0]
         key = self._about["source"], shard.ids[row]
         self.count["spm" if self._infilling.is_spm(*key) else "psm"] += 1
