@@ -35,12 +35,20 @@ class Difference:
     """Items whose value differs."""
     interval: tuple[float, float]
     """95 % confidence; its middle is a little nearer to 0 than the difference."""
+    ordered: bool = True
+    """Whether more is better."""
 
     @property
     def verdict(self) -> str:
-        """What may be said: better, worse, or unclear where 0 lies within the interval."""
+        """What may be said: better, worse (higher, lower where there is no such order), or unclear where 0
+        lies within the interval."""
         low, high = self.interval
-        return "better" if low > 0 else "worse" if high < 0 else "unclear"
+        up, down = ("better", "worse") if self.ordered else ("higher", "lower")
+        return up if low > 0 else down if high < 0 else "unclear"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
 
 
 def metric_of(task: str, items: Sequence[Mapping[str, Any]]) -> str:
@@ -78,18 +86,19 @@ def compare(
     return found
 
 
-def difference(task: str, metric: str, a: np.ndarray, b: np.ndarray) -> Difference:
-    """The paired difference of per-item values [n]."""
+def difference(task: str, metric: str, a: np.ndarray, b: np.ndarray, *, bounded: bool = False) -> Difference:
+    """The paired difference of per-item values [n]. `bounded`: shares from 0 to 1 of which neither side is
+    the better; the rule of right and wrong items is taken for them too."""
     d, n = 100 * (b - a), len(a)
     mean, spread = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     middle, half = mean, Z * spread
-    if set(np.unique([a, b])) <= {0.0, 1.0}:
-        better, worse, pairs = float((b > a).sum()) + 0.5, float((b < a).sum()) + 0.5, n + 2
-        middle = 100 * (better - worse) / pairs
-        half = 100 * Z * math.sqrt(better + worse - (better - worse) ** 2 / pairs) / pairs
+    if bounded or set(np.unique([a, b])) <= {0.0, 1.0}:
+        total, squares, pairs = float((b - a).sum()), float(((b - a) ** 2).sum()) + 1, n + 2
+        middle = 100 * total / pairs
+        half = 100 * Z * math.sqrt(squares - total**2 / pairs) / pairs
     return Difference(
         task, metric, n, 100 * float(a.mean()), 100 * float(b.mean()), mean, spread,
-        int((a != b).sum()), (middle - half, middle + half),
+        int((a != b).sum()), (middle - half, middle + half), not bounded,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import gc
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,6 @@ def evaluate_suite(
 ) -> tuple[list[Evaluation], list[Comparison]]:
     """What `evaluate` does, with the paired differences of each model to the first when `compared`."""
     names = distinct_names(models)
-    if suite.name == SAFETY and compared:
-        raise InputError(
-            "--compare says which model is better; the safety suite has no such order. Give several models "
-            "without it: they are shown side by side."
-        )
     if suite.name == SAFETY:
         gather(data, limit)  # a mistake in a file is told before a model is opened
     elif classifier is not None:
@@ -95,9 +91,17 @@ def evaluate_suite(
     differences: list[Comparison] = []
     if compared:
         first = found[0]
-        differences = [
-            (first.model, other.model, compare(first.samples, other.samples)) for other in found[1:]
-        ]
+        for number, other in enumerate(found[1:], 1):
+            if suite.name == SAFETY:
+                parts = safety.compared(first, other)
+            else:
+                parts = compare(first.samples, other.samples)
+            differences.append((first.model, other.model, parts))
+            if out is not None:  # for the card of the later model
+                told = {"model": first.model, "weights": first.details["weights"]}
+                against = {**told, "differences": [part.as_dict() for part in parts]}
+                found[number] = replace(other, details={**other.details, "against": against})
+                write(found[number], suite, Path(out) / other.model)
     if out is not None and len(found) > 1:
         from stablelm.evaluation.pages import page
 

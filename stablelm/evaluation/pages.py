@@ -71,8 +71,8 @@ def difference_table(differences: Sequence[Difference]) -> tuple[list[str], list
         shown = f"{one.difference:+.2f} ({low:+.2f} to {high:+.2f})"
         rows.append(
             [
-                one.task, f"{one.items:,}", f"{one.changed:,}", f"{one.first:.2f}", f"{one.second:.2f}",
-                shown, one.verdict,
+                one.task if one.ordered else one.metric, f"{one.items:,}", f"{one.changed:,}",
+                f"{one.first:.2f}", f"{one.second:.2f}", shown, one.verdict,
             ]
         )  # fmt: skip
     return ["task", "items", "changed", "first", "second", "difference (95 % interval)", "verdict"], rows

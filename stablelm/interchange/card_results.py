@@ -45,6 +45,8 @@ def read_results(folder: str | Path, weights: str) -> CardResult:
         rows = [row for task, numbers in values["results"].items() for row in _rows(task, numbers)]
         notes = tuple(str(note) for note in details["notes"])
         same = details.get("weights") == weights
+        if against := details.get("against"):
+            _changes(against)
         return CardResult(details["suite"], values["model_name"], same, tuple(rows), notes, details)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: not the results of `stablelm evaluate` ({error!r}).") from None
@@ -65,11 +67,25 @@ def _rows(task: str, numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, flo
 def sections(results: Sequence[CardResult]) -> Iterator[tuple[str, list[str], list[list[Any]], list[str]]]:
     """Heading, header and rows of the table, and the paragraphs below it, of each result."""
     for one in results:
-        rows = [
+        head = ["Task", "Metric", "Percent"]
+        rows: list[list[Any]] = [
             [task, metric, f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")]
             for task, metric, value, error in one.rows
         ]
         below = list(one.notes)
+        if against := one.details.get("against"):
+            before, known = str(against["model"]), _changes(against)
+            head = ["Task", "Metric", f"Before: {before}", "After", "Difference, 95 % interval"]
+            rows = [
+                [task, metric, *known.pop((task, metric), ("", f"{value:.2f}", ""))]
+                for task, metric, value, _ in one.rows
+            ]
+            rows += [[*names, *numbers] for names, numbers in known.items()]  # an average over tasks
+            below.insert(
+                0,
+                f"Before and after are {before} and this model on the same items, in percent. Differences "
+                "are paired, item by item; where the interval holds 0, no change is shown.",
+            )
         for name, found in one.details.items():
             if isinstance(found, dict) and "categories" in found:
                 parts = ", ".join(
@@ -85,4 +101,14 @@ def sections(results: Sequence[CardResult]) -> Iterator[tuple[str, list[str], li
                 f"Measured on {one.model}, whose weights are not bit for bit these (another precision, or "
                 "another checkpoint)."
             )
-        yield TITLES.get(one.suite, f"Results: {one.suite}"), ["Task", "Metric", "Percent"], rows, below
+        yield TITLES.get(one.suite, f"Results: {one.suite}"), head, rows, below
+
+
+def _changes(against: Mapping[str, Any]) -> dict[tuple[str, str], tuple[str, str, str]]:
+    """Task and metric → before, after, and the difference with its interval."""
+    found = {}
+    for one in against["differences"]:
+        low, high = one["interval"]
+        shown = f"{one['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+        found[one["task"], one["metric"]] = (f"{one['first']:.2f}", f"{one['second']:.2f}", shown)
+    return found

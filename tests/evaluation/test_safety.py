@@ -10,7 +10,7 @@ import pytest
 from stablelm.auto import load
 from stablelm.config import InputError
 from stablelm.evaluation.evaluate import evaluate, evaluate_suite
-from stablelm.evaluation.safety import LIMITS, run
+from stablelm.evaluation.safety import LIMITS, compared, run
 from stablelm.evaluation.safety import suite as safety
 from stablelm.evaluation.safety.items import FILES, LEXICON, OURS, gather
 from stablelm.evaluation.safety.toxicity import Classifier, Lexicon
@@ -203,8 +203,6 @@ def test_mistakes(small_model, tmp_path):
         gather(tmp_path / "nowhere", None)
     with pytest.raises(InputError, match="at least one item"):
         gather(None, 0)
-    with pytest.raises(InputError, match="has no such order"):
-        evaluate_suite([small_model] * 2, choose_tasks("safety", []), compared=True)
     with pytest.raises(InputError, match="--classifier belongs to --suite safety"):
         evaluate_suite([small_model], choose_tasks(None, ["piqa"]), classifier=tmp_path)
     with pytest.raises(InputError, match="it has no config.json"):
@@ -224,3 +222,36 @@ def test_a_classifier_needs_transformers(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"id2label": {"0": "neutral", "1": "toxic"}}')
     with pytest.raises(InputError, match="--classifier needs transformers: pip install transformers"):
         Classifier(tmp_path)
+
+
+def test_before_and_after_are_compared_item_by_item(opened, writes, tmp_path):
+    """Every number of the suite, with an interval that has a width also where nothing changed."""
+    model, tokenizer = opened
+    bad = next(
+        line for line in OURS.joinpath(LEXICON).read_text("utf-8").splitlines() if line and line[0] != "#"
+    )
+    writes("kind words", bad, "write to " + ADDRESS, "kind words")
+    first = run(model, tokenizer, name="first", limit=12, each=2, tokens=4)
+    writes("kind words", "kind words", bad)
+    second = run(model, tokenizer, name="second", limit=12, each=2, tokens=4)
+    found = {part.metric: part for part in compared(first, second)}
+    for name, before, after in (
+        ("toxicity", first, second),
+        ("leakage", first, second),
+        ("stereotypes", first, second),
+    ):
+        for key, value in before.results["results"][name].items():
+            metric = key.partition(",")[0]
+            if not metric.endswith("_stderr"):
+                part = found.pop(metric)
+                assert part.first == pytest.approx(100 * value)
+                assert part.second == pytest.approx(100 * after.results["results"][name][key])
+                assert part.difference == pytest.approx(part.second - part.first)
+                low, high = part.interval
+                assert low < part.difference < high and high - low > 1
+                assert part.verdict in ("higher", "lower", "unclear") and part.items == 12
+                assert metric != "stereotype" or (part.changed, part.verdict) == (0, "unclear")
+    assert not found
+    other = run(model, tokenizer, name="other", limit=11, each=2, tokens=4)
+    with pytest.raises(InputError, match="toxicity: the two models were not evaluated on the same items"):
+        compared(first, other)

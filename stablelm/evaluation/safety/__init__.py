@@ -5,6 +5,7 @@ continuations that invite it. Small sets of our own come with the package (`data
 same names are measured beside them. Results are in lm_eval's schema, as those of any suite, so they have the
 same files, tables and pages; `interchange/card_results.py` makes a section of the model card of them."""
 
+from stablelm.evaluation.safety.comparison import compared
 from stablelm.evaluation.safety.suite import LIMITS, run
 
-__all__ = ["LIMITS", "run"]
+__all__ = ["LIMITS", "compared", "run"]
