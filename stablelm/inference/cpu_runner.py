@@ -5,7 +5,9 @@ Numba is missing, and `why_not` says why. Prompts of a batch are read one by one
 a step are computed apart: a text is the one that it would be alone, to the bit. Prompts of up to 16 tokens go
 through the kernels, too."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,6 +108,7 @@ class CpuRunner:
         self.model, self.chunk = model, chunk
         self.kind = cache or default_cache(model)
         self._decoder = build_decoder(model)
+        _tell_of_compilation()
         self._cache: CpuCache | None = None
         self._gaps = torch.zeros(0, dtype=torch.int64)
 
@@ -195,6 +198,17 @@ class CpuRunner:
             cache.lengths[texts] += count
             found.append(logits)
         return found[0] if len(found) == 1 else torch.cat(found)
+
+
+@cache
+def _tell_of_compilation() -> None:
+    """Once in a process, where its first token will wait."""
+    from stablelm.kernels.cpu.decoder import is_compiled
+
+    if not is_compiled():
+        logging.getLogger(__name__).warning(
+            "compiling the CPU kernels for this processor; this takes half a minute, once"
+        )
 
 
 def build_decoder(model: StableLM) -> "Decoder":

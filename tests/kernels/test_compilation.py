@@ -72,3 +72,26 @@ def test_the_stamp_is_that_of_the_function_s_own_folder():
     stamps = [each._cache._cache_file._source_stamp[0] for each in (order.pack, minhash.sign)]
     folders = [Path(each.__file__).parent for each in (order, minhash)]
     assert stamps == [compilation.sources(folder) for folder in folders] and stamps[0] != stamps[1]
+
+
+def test_a_wait_for_the_compiler_is_told(monkeypatch, caplog):
+    """A step of the CPU decoder that nobody has compiled yet; and one that is kept."""
+    from stablelm.inference import cpu_runner
+    from stablelm.kernels.cpu import compilation as of_cpu
+    from stablelm.kernels.cpu import decoder
+
+    @of_cpu.compiled()
+    def fresh(x):
+        return x + 1
+
+    assert not of_cpu.is_kept(fresh)
+    monkeypatch.setattr(decoder, "_run", fresh)
+    for expected in (1, 0):
+        cpu_runner._tell_of_compilation.cache_clear()
+        caplog.clear()
+        cpu_runner._tell_of_compilation()
+        assert [record.message for record in caplog.records] == [
+            "compiling the CPU kernels for this processor; this takes half a minute, once"
+        ] * expected
+        assert fresh(1) == 2
+        assert of_cpu.is_kept(fresh)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import numba
 import torch
-from numba import njit
 
 from stablelm.kernels.cpu.vectors import INSTRUCTIONS
+from stablelm.kernels.text.compilation import keeping
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,16 +35,18 @@ def compiled(parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
     the same bits, whoever calls."""
 
     def make(function: F) -> F:
-        fast: Any = njit(cache=True, nogil=True, parallel=parallel, fastmath=not exact and _FLOATS)(function)
-        kept = fast._cache._cache_file
-        assert hasattr(kept, "_source_stamp"), (
-            "Numba's cache has changed: find where it compares the file's stamp"
-        )
-        kept._source_stamp = (sources(), kept._source_stamp)
-        result: F = fast
-        return result
+        fast = not exact and _FLOATS
+        return keeping(function, sources(), nogil=True, parallel=parallel, fastmath=fast)
 
     return make
+
+
+def is_kept(function: Any) -> bool:
+    """Whether machine code of a compiled function is at hand, so that its first call need not wait for it."""
+    if function.signatures:
+        return True
+    file = getattr(function._cache, "_cache_file", None)  # there is none where nothing can be kept
+    return bool(file is not None and file._load_index())
 
 
 def use_threads() -> None:

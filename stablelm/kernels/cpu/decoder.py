@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from stablelm.kernels.cpu.attention import attend
-from stablelm.kernels.cpu.compilation import compiled, use_threads
+from stablelm.kernels.cpu.compilation import compiled, is_kept, use_threads
 from stablelm.kernels.cpu.packing import GROUPS, TILE, Packed
 from stablelm.kernels.cpu.products import MOST_ROWS, products, room, table
 from stablelm.kernels.cpu.rows import BLOCK, normalize, ready, swiglu
@@ -40,6 +40,11 @@ class BlockWeights:
     out: Matrix
     gate_up: Sequence[Matrix]
     down: Matrix
+
+
+def is_compiled() -> bool:
+    """Whether the step is at hand in machine code; the first one on a machine waits for it, half a minute."""
+    return is_kept(_run)
 
 
 class Decoder:

@@ -41,6 +41,11 @@ def inlined(function: F) -> F:
 
 
 def _compiled(function: F, **options: Any) -> F:
+    return keeping(function, sources(Path(function.__code__.co_filename).parent), **options)
+
+
+def keeping(function: F, stamp: str, **options: Any) -> F:
+    """`function` by Numba with these options; what is kept of it holds while `stamp` is the same."""
     try:
         fast: Any = njit(cache=True, **options)(function)
     except RuntimeError as error:
@@ -52,7 +57,6 @@ def _compiled(function: F, **options: Any) -> F:
     assert hasattr(kept, "_source_stamp"), (
         "Numba's cache has changed: find where it compares the file's stamp"
     )
-    folder = Path(function.__code__.co_filename).parent
-    kept._source_stamp = (sources(folder), kept._source_stamp)
+    kept._source_stamp = (stamp, kept._source_stamp)
     result: F = fast
     return result
