@@ -24,10 +24,20 @@ def finetune(
     epochs: Annotated[
         float | None, typer.Option(help="How often each example is read.", show_default="3")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="2e-5")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="2e-5, of an adapter 2e-4")
+    ] = None,
     sequence_length: Annotated[
         int | None,
         typer.Option(help="Tokens of a row.", show_default="the model's context, at most 2,048"),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train an adapter of this rank instead of the whole model: LoRA, or what --set "
+            "adapter.method says.",
+        ),
     ] = None,
     held_out: Annotated[
         list[str] | None,
@@ -62,6 +72,7 @@ def finetune(
         "optimizer.lr": lr,
         "batch.sequence_length": sequence_length,
         "preference.loss": preference,
+        "adapter.rank": lora,
     }
     flags["data.held_out"] = held_out or None
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
@@ -90,4 +101,6 @@ def finetune(
         return
     run = tune(config, resume=resume)
     if discover(os.environ).rank == 0:
+        if config.adapter.rank:
+            typer.echo(f"{run / 'adapter'}: the adapter alone, in PEFT's format")
         typer.echo(f"{run}: done. Next: stablelm chat {run}, or stablelm export {run} MODEL_DIR --dtype bf16")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stablelm.config.adaptation import AdaptConfig, InfillingConfig
+from stablelm.config.adapter import AdapterConfig
 from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
 from stablelm.config.guard import GuardConfig
@@ -108,9 +109,22 @@ class TuningOptimizerConfig(OptimizerConfig):
     """AdamW (Loshchilov & Hutter, 2019)."""
 
     lr: float = Field(2e-5, gt=0)
-    """Peak learning rate; small models want more, up to 1e-3 for one of some million parameters."""
+    """Peak learning rate; small models want more, up to 1e-3 for one of some million parameters, and an
+    adapter ten times as much: 2e-4 where nothing is said."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of matrices and embeddings."""
+
+
+class TuningAdapterConfig(AdapterConfig):
+    """A low-rank adapter: only it is trained, the model stays as it is and is kept in the precision of the
+    arithmetic."""
+
+    rank: int = Field(0, ge=0)
+    """Rows of A and columns of B, r; 8 to 64 are usual. 0 trains the whole model instead."""
+
+    def asked(self) -> AdapterConfig | None:
+        """The adapter; None when the whole model is trained."""
+        return AdapterConfig(**self.model_dump()) if self.rank else None
 
 
 class TuningScheduleConfig(ScheduleConfig):
@@ -151,6 +165,8 @@ class FinetuneConfig(Schema):
     """What the run changes of the model's architecture, to read longer examples."""
     data: ExamplesConfig
     """What the model learns from."""
+    adapter: TuningAdapterConfig = Field(default_factory=TuningAdapterConfig)
+    """Trains an adapter (LoRA, rsLoRA, DoRA) instead of the whole model."""
     preference: PreferenceConfig = Field(default_factory=PreferenceConfig)
     """Learn from comparisons of answers instead (docs/preference.md)."""
     epochs: float | str = 3
@@ -193,10 +209,25 @@ class FinetuneConfig(Schema):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA when there is one."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_adapters(cls, values: Any) -> Any:
+        adapter, optimizer = (values.get(name) or {} for name in ("adapter", "optimizer"))
+        if isinstance(adapter, dict) and isinstance(optimizer, dict) and adapter.get("rank"):
+            return {**values, "optimizer": {"lr": 2e-4, **optimizer}}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> "FinetuneConfig":
         if as_fraction(self.epochs) <= 0:
             raise ValueError(f"epochs must be above 0, not {self.epochs}")
+        if self.adapter.rank and self.parallel.tensor > 1:
+            raise ValueError("adapter does not go with parallel.tensor above 1; use parallel.shard instead")
+        if self.adapter.rank and self.adapt.changes():
+            raise ValueError(
+                "adapt does not go with adapter: PEFT's files have no place for another architecture; adapt "
+                "the whole model first, then train an adapter on the result"
+            )
         if self.neftune and self.parallel.tensor > 1:
             raise ValueError("neftune does not go with parallel.tensor above 1; use parallel.shard instead")
         if self.preference.on:

@@ -93,7 +93,7 @@ class PreferenceTuner(Tuner):
 
     def _describe(self) -> None:
         super()._describe()
-        if self.plan.parameters > LARGE and self.config.optimizer.lr > HIGH:
+        if self.plan.trained > LARGE and self.config.optimizer.lr > HIGH:
             self.console.message(
                 f"warning: learning rate {self.config.optimizer.lr:g}; preference tuning of a whole model "
                 "of this size wants 1e-7 to 1e-6, or it forgets how to write (--lr)"

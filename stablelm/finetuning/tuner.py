@@ -14,25 +14,35 @@ import numpy as np
 import torch
 
 from stablelm.config import InputError, ModelConfig, RunConfig
-from stablelm.config.finetune import SOURCE, FinetuneConfig
+from stablelm.config.finetune import SOURCE, FinetuneConfig, TuningAdapterConfig
 from stablelm.config.model import from_huggingface
 from stablelm.data.run_data import TrainingData
 from stablelm.data.samples import Samples
 from stablelm.finetuning.data import PairData, TuningData
+from stablelm.finetuning.low_rank import (
+    adapted_plan,
+    adapter_files,
+    build_adapted,
+    trained_numbers,
+    write_result,
+)
 from stablelm.finetuning.noise import EmbeddingNoise
 from stablelm.finetuning.packing import ExampleSamples, Rows
 from stablelm.interchange import open_path
+from stablelm.interchange.base import Base
 from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import read_config
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate
+from stablelm.interchange.peft import is_adapter
 from stablelm.interchange.quantized import is_quantized
 from stablelm.model import StableLM
 from stablelm.storage import read_json, write_json
 from stablelm.tokenizer import Tokenizer
 from stablelm.training import Trainer
+from stablelm.training.building import Start
 from stablelm.training.console import Console
 from stablelm.training.parallel.apply import reshard
 from stablelm.training.passes import summed
@@ -41,6 +51,7 @@ from stablelm.training.trainer import train_by
 _FIXED = {
     "": ("neftune", "label_smoothing"),
     "preference": ("loss", "beta", "label_smoothing", "desirable_weight", "undesirable_weight"),
+    "adapter": tuple(sorted(TuningAdapterConfig.model_fields, key=lambda name: name != "rank")),
     "data": (
         "format",
         "keys",
@@ -80,6 +91,8 @@ def prepare(config: FinetuneConfig) -> tuple[ModelConfig, TuningData]:
     """Architecture of the base model, and the examples as it will read them; no weight is read."""
     model, tokenizer = open_base(config.model)
     config.run(model)  # settings that do not fit are told before the examples are read
+    if (adapter := config.adapter.asked()) is not None:
+        trained_numbers(adapter, model)
     kind = PairData if config.preference.on else TuningData
     return model, kind(config, model, tokenizer)
 
@@ -87,7 +100,7 @@ def prepare(config: FinetuneConfig) -> tuple[ModelConfig, TuningData]:
 def open_base(name: str) -> tuple[ModelConfig, Tokenizer]:
     """Configuration and tokenizer of the model to be tuned; `InputError` where it cannot be."""
     folder = resolve(name)
-    if is_gguf(folder) or is_neox(folder):  # whose configuration comes with the weights
+    if is_gguf(folder) or is_neox(folder) or is_adapter(folder):  # whose configuration comes with the weights
         network, found = open_path(folder)
         config, tokenizer = network.config, found
     else:
@@ -121,7 +134,9 @@ class Tuner(Trainer):
         dtype: torch.dtype | None = None,
     ) -> None:
         """`settings` are the user's, `config` the training run that they make."""
-        self.data, self.settings = data, settings
+        self.data, self.settings, self.adapter = data, settings, settings.adapter.asked()
+        self.base: Base | None = None
+        """What the adapter stands on."""
         super().__init__(config, console, device=device, dtype=dtype)
         self.model.lm_head.smoothing = settings.label_smoothing
         self.noise: EmbeddingNoise | None = None
@@ -133,6 +148,33 @@ class Tuner(Trainer):
         """The examples, in the order of a run of this configuration."""
         self.order = ExampleSamples(self.data.rows, config)
         return self.data, self.order
+
+    def make_plan(self) -> None:
+        """Derived quantities; of an adapter, what it trains."""
+        super().make_plan()
+        if self.adapter is not None:
+            self.plan = adapted_plan(self.plan, self.config, self.adapter)
+
+    def build(self, dtype: torch.dtype | None) -> tuple[StableLM, Start]:
+        """The base model, or an adapter on it."""
+        if self.adapter is None:
+            return super().build(dtype)
+        config, adapter = self.config, self.adapter
+        model, start, self.base = build_adapted(config, adapter, self.layout, self.device, dtype)
+        return model, start
+
+    def files(self) -> dict[str, bytes]:
+        """What a checkpoint keeps beside tensors and numbers."""
+        if self.adapter is None or self.base is None:
+            return super().files()
+        return {**super().files(), **adapter_files(self.adapter, self.base)}
+
+    def train(self, resume: bool, force_data: bool = False) -> Path:
+        """Runs to the last step; an adapter is then in RUN/adapter, too."""
+        run = super().train(resume, force_data)
+        if self.adapter is not None:
+            self.ranks.at_first(lambda: write_result(run, list(super(Tuner, self).files())))
+        return run
 
     def _begin(self, resume: bool, force_data: bool) -> None:
         if resume and finished_checkpoints(self.run):
@@ -152,6 +194,9 @@ class Tuner(Trainer):
                         f"{path}: the run began with {name} = {saved[key]!r}, this one says {given[key]!r}. "
                         "Resume with the same, or tune anew in another --out."
                     )
+        saved = finished_checkpoints(self.run)[-1]
+        if self.base is not None and is_adapter(saved):
+            Base.read(saved).require_same(self.base.fingerprint, Path(self.base.model), saved)
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step, with noise on the embeddings if asked."""

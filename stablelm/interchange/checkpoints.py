@@ -25,6 +25,7 @@ from stablelm.interchange.native import (
     is_checkpoint,
 )
 from stablelm.interchange.open import locate
+from stablelm.interchange.peft import check_adapter, is_adapter
 from stablelm.interchange.weights import StoredTensor, build_model, read_headers, read_tensor
 from stablelm.model import StableLM
 from stablelm.storage import (
@@ -122,8 +123,11 @@ def verify(path: Path) -> Iterator[str]:
 def _verify(path: Path) -> str:
     manifest = read_manifest(path)
     config = from_huggingface(read_config(path), str(path / "config.json"))
-    weights = _headers(path, manifest, "model")
-    build_model(config, weights, path, None, "meta", StableLM)
+    if is_adapter(path):
+        weights = check_adapter(path, config)
+    else:
+        weights = _headers(path, manifest, "model")
+        build_model(config, weights, path, None, "meta", StableLM)
     parts = {"model": weights}
     if any(name.startswith("optimizer/") for name in manifest["files"]):
         parts["optimizer"] = _headers(path, manifest, "optimizer")
@@ -162,6 +166,11 @@ def average(out: Path, paths: Sequence[Path]) -> Iterator[str]:
     for path, found in zip(paths, chosen, strict=True):
         if not is_checkpoint(found):
             raise InputError(f"{path}: not a checkpoint; only those of `stablelm train` can be averaged.")
+        if is_adapter(found):
+            raise InputError(
+                f"{path}: holds an adapter, and the mean of B and of A is not that of B A. "
+                "Merge adapters first."
+            )
     resolved = [path.resolve() for path in chosen]
     if len(set(resolved)) < len(resolved) or len(chosen) < 2:
         raise InputError(f"{', '.join(map(str, chosen))}: give two or more different checkpoints to average.")

@@ -19,6 +19,7 @@ from stablelm.config import InputError
 from stablelm.config.model import from_huggingface
 from stablelm.data.manifest import SIDES, Dataset
 from stablelm.data.token_files import TokenFile
+from stablelm.interchange.base import Base
 from stablelm.interchange.facts import architecture_facts, tokenizer_facts
 from stablelm.interchange.gguf import describe_gguf, is_gguf
 from stablelm.interchange.hub import resolve
@@ -28,6 +29,7 @@ from stablelm.interchange.native import finished_checkpoints, is_checkpoint
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.neox_inspection import describe_neox
 from stablelm.interchange.open import open_path
+from stablelm.interchange.peft import check_adapter, is_adapter, read_adapter_config, stored_parts
 from stablelm.interchange.quantized import packed_layers
 from stablelm.interchange.weights import StoredTensor, build_model, read_header, read_headers
 from stablelm.model import StableLM
@@ -110,6 +112,8 @@ def _directory(path: Path, verify: bool) -> Facts:
         return _run(path, verify)
     if (path / "state.json").is_file():
         raise InputError(f"{path}: a checkpoint that was never finished, or has lost a part. {_REMEDY}")
+    if is_adapter(path):
+        return {"kind": "adapter", **_adapter(path, verify)}
     if (path / "config.json").is_file():
         return {"kind": "model", **_model(path, verify)}
     if (path / MANIFEST).is_file():
@@ -193,7 +197,7 @@ def _checkpoint(path: Path, verify: bool) -> Facts:
         raise InputError(f"{path / 'state.json'}: damaged ({error!r}). {_REMEDY}") from None
     if not newest:
         del trained["held_out_bits_per_byte"]
-    facts = {"kind": "checkpoint", **trained, **_model(path, verify)}
+    facts = {"kind": "checkpoint", **trained, **(_adapter if is_adapter(path) else _model)(path, verify)}
     if verify:
         facts["verified"] += "; every file has the manifest's sha256"
     return facts
@@ -232,6 +236,34 @@ def _model(path: Path, verify: bool) -> Facts:
     if verify:
         if not stored:
             stored_tensors(path)  # says what is missing
+        facts["verified"] = _finite(stored)
+    return facts
+
+
+def _adapter(path: Path, verify: bool) -> Facts:
+    values, config = read_adapter_config(path), None
+    if (path / "config.json").is_file():  # a checkpoint's
+        config = from_huggingface(read_config(path), str(path / "config.json"))
+        stored = check_adapter(path, config)
+    else:
+        stored = dict(stored_parts(path).values())
+    base = Base.read(path) if values.get("base_model_name_or_path") else None
+    facts: Facts = {
+        "adapter": {
+            "on": "unknown" if base is None else base.model,
+            "rank": values.get("r", 8),
+            "alpha": values.get("lora_alpha", 8),
+            "rank_stabilized": "yes" if values.get("use_rslora") else "no",
+            "row_lengths": "yes" if values.get("use_dora") else "no",
+            "matrices": sum("lora_A" in name for name in stored),
+            "parameters": sum(math.prod(tensor.shape) for tensor in stored.values()),
+        },
+        **({} if config is None else {"architecture": architecture_facts(config)}),
+        "weights": _weights(stored),
+    }
+    if (path / "tokenizer.json").is_file():
+        facts["tokenizer"] = tokenizer_facts(Tokenizer.from_file(path))
+    if verify:
         facts["verified"] = _finite(stored)
     return facts
 

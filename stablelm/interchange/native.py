@@ -72,7 +72,8 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     build: type[StableLM] = StableLM,
 ) -> tuple[StableLM, Tokenizer | None]:
-    """Model and tokenizer of one checkpoint directory; weights are float32 unless `dtype` says otherwise."""
+    """Model and tokenizer of one checkpoint directory that holds all weights; float32 unless `dtype` says
+    otherwise."""
     names = list(check_weights(path)["files"])
     config = from_huggingface(read_config(path), str(path / "config.json"))
     files = [path / name for name in names if name.startswith("model/") and name.endswith(".safetensors")]

@@ -6,7 +6,7 @@ version to come is therefore read as long as it uses nothing new. Which matrices
 what shapes its tensors have, is checked from the header alone before anything is allocated. Adapters are
 kept in float32, as PEFT keeps them. Only safetensors are read: adapter_model.bin is a pickle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stablelm.config import InputError
+from stablelm.config import InputError, ModelConfig
 from stablelm.config.adapter import ALL_LINEAR, AdapterConfig, pattern_of
 from stablelm.config.schema import validate
-from stablelm.interchange.weights import StoredTensor, read_header, read_tensor
+from stablelm.interchange.native import is_checkpoint
+from stablelm.interchange.weights import StoredTensor, read_header, read_headers, read_tensor
 from stablelm.model import StableLM
 from stablelm.model.adapters import DEFAULT, HEAD, attach, linear_layers, matched, parts_of, sizes
 from stablelm.storage import atomic_directory, read_json, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
 _READ = (
     "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
     "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "init_lora_weights",
@@ -123,34 +124,47 @@ def _left_out(values: Mapping[str, Any], name: str) -> bool:
 
 
 def load_adapter(model: StableLM, directory: str | Path, name: str = DEFAULT) -> AdapterConfig:
-    """Puts the adapter of a PEFT directory on the model, under `name`, and makes it the active one.
+    """Puts the adapter of a PEFT directory, or of a checkpoint of ours, on the model, under `name`, and makes
+    it the active one.
 
     `InputError` names whatever is not supported, missing, or made for another model, before anything is
     allocated."""
     directory = Path(directory)
     if not is_adapter(directory):
         raise InputError(f"{directory}: no adapter: {CONFIG} is not there.")
-    if not (directory / WEIGHTS).is_file():
-        pickled = (directory / "adapter_model.bin").is_file()
-        instead = (
-            " adapter_model.bin is a pickle, which can run code: save it again with PEFT." if pickled else ""
-        )
-        raise InputError(f"{directory / WEIGHTS}: missing, although {CONFIG} is there.{instead}")
     layers = linear_layers(model)
     config = adapter_config(read_adapter_config(directory), list(layers), directory / CONFIG)
-    stored = _stored(directory / WEIGHTS, model)
-    wanted = expected_shapes(config, layers)
-    fitting(directory / WEIGHTS, {part: found.shape for part, (_, found) in stored.items()}, wanted)
+    stored = stored_parts(directory)
+    if (head := stored.pop(f"{HEAD}.base_layer", None)) is not None:
+        _same_head(*head, model)
+    where = directory / "model" if is_checkpoint(directory) else directory / WEIGHTS
+    fitting(
+        where, {part: found.shape for part, (_, found) in stored.items()}, expected_shapes(config, layers)
+    )
     tensors = {part: read_tensor(key, found) for part, (key, found) in stored.items()}
     for key, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise InputError(f"{directory / WEIGHTS}: tensor {key!r} holds values that are not finite.")
+            raise InputError(f"{where}: tensor {key!r} holds values that are not finite.")
     attach(model, config, name, seed=None)
     with torch.no_grad():
         for place, part in parts_of(model, name).items():
             for key, parameter in part.named_parameters():
                 parameter.copy_(tensors[f"{place}.{key}"])
     return config
+
+
+def check_adapter(directory: Path, network: ModelConfig) -> dict[str, StoredTensor]:
+    """The tensors of an adapter's directory, by their names there; `InputError` unless they are just what it
+    wants on a model of this architecture. Reads headers alone."""
+    with torch.device("meta"):
+        layers = linear_layers(StableLM(network))
+    config = adapter_config(read_adapter_config(directory), list(layers), directory / CONFIG)
+    stored = stored_parts(directory)
+    stored.pop(f"{HEAD}.base_layer", None)
+    fitting(
+        directory, {part: found.shape for part, (_, found) in stored.items()}, expected_shapes(config, layers)
+    )
+    return dict(stored.values())
 
 
 def expected_shapes(config: AdapterConfig, layers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -179,24 +193,38 @@ def fitting(file: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[st
             )
 
 
-def _stored(file: Path, model: StableLM) -> dict[str, tuple[str, StoredTensor]]:
-    """The file's tensors, with their names there, by `layer.part`."""
+def stored_parts(directory: Path) -> dict[str, tuple[str, StoredTensor]]:
+    """The tensors of an adapter's directory, PEFT's or a checkpoint of ours, with their names there, by
+    `layer.part`; `lm_head.base_layer` is PEFT's copy of the base model's head."""
+    file = directory / WEIGHTS
+    if is_checkpoint(directory):
+        headers = read_headers(sorted((directory / "model").glob("*.safetensors")))
+    elif file.is_file():
+        headers = read_header(file)
+    else:
+        pickled = (directory / "adapter_model.bin").is_file()
+        instead = (
+            " adapter_model.bin is a pickle, which can run code: save it anew with PEFT." if pickled else ""
+        )
+        raise InputError(f"{file}: missing, although {CONFIG} is there.{instead}")
     found: dict[str, tuple[str, StoredTensor]] = {}
-    for key, stored in read_header(file).items():
-        name = key.removeprefix(_PREFIX)
-        if name == f"{HEAD}.base_layer.weight":  # PEFT's copy of the base model's, where the head is adapted
-            _same_head(file, key, stored, model)
-            continue
-        name = name.removesuffix(".weight")
-        if not key.startswith(_PREFIX) or not name.endswith(("lora_A", "lora_B", "lora_magnitude_vector")):
-            raise InputError(f"{file}: tensor {key!r} is none of an adapter's ({', '.join(_PARTS)}).")
+    for key, stored in headers.items():
+        if key.startswith(_PREFIX):
+            name = key.removeprefix(_PREFIX).removesuffix(".weight")
+        else:
+            name = key.replace(f".adapters.{DEFAULT}.", ".")
+        whole = name != key and name.rpartition(".")[2] in _PARTS
+        if not whole and name != f"{HEAD}.base_layer":
+            raise InputError(f"{stored.file}: tensor {key!r} is none of an adapter's ({', '.join(_PARTS)}).")
         if stored.dtype == torch.uint8:
-            raise InputError(f"{file}: tensor {key!r} is packed; an adapter's are floating-point numbers.")
+            raise InputError(
+                f"{stored.file}: tensor {key!r} is packed; an adapter's are floating-point numbers."
+            )
         found[name] = key, stored
     return found
 
 
-def _same_head(file: Path, key: str, stored: StoredTensor, model: StableLM) -> None:
+def _same_head(key: str, stored: StoredTensor, model: StableLM) -> None:
     weight: Tensor = model.lm_head.weight
     if weight.is_floating_point():
         coarse = min(weight.dtype, stored.dtype, key=lambda dtype: dtype.itemsize)
@@ -204,7 +232,7 @@ def _same_head(file: Path, key: str, stored: StoredTensor, model: StableLM) -> N
             read_tensor(key, stored).to(coarse), weight.detach().cpu().to(coarse)
         ):
             raise InputError(
-                f"{file}: {key!r} is not this model's head: the adapter was made for another model."
+                f"{stored.file}: {key!r} is not this model's head: the adapter was made for another model."
             )
 
 
@@ -232,14 +260,8 @@ def peft_config(config: AdapterConfig, base: str) -> dict[str, Any]:
     }
 
 
-def adapter_tensors(model: StableLM, name: str = DEFAULT) -> dict[str, Tensor]:
-    """An adapter's tensors under PEFT's names, on the CPU."""
-    endings = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
-    return {
-        f"{_PREFIX}{place}.{endings.get(key, key)}": parameter.detach().cpu().contiguous()
-        for place, part in parts_of(model, name).items()
-        for key, parameter in part.named_parameters()
-    }
+def _peft_name(place: str, part: str) -> str:
+    return f"{_PREFIX}{place}.{part}" + (".weight" if part in ("lora_A", "lora_B") else "")
 
 
 def save_adapter(
@@ -253,11 +275,39 @@ def save_adapter(
 ) -> None:
     """Writes an adapter of the model as a directory that PEFT loads; `base` is the model's name or path for
     it, `files` go beside it by name. An existing directory is refused, or replaced as a whole."""
-    tensors = adapter_tensors(model, name)
-    config = next(iter(parts_of(model, name).values())).config
+    parts = parts_of(model, name)
+    tensors = {
+        _peft_name(place, key): parameter.detach().cpu().contiguous()
+        for place, part in parts.items()
+        for key, parameter in part.named_parameters()
+    }
+    settings = peft_config(next(iter(parts.values())).config, base)
+    _write(Path(directory), settings, tensors, files or {}, replace)
+
+
+def extract_adapter(
+    checkpoint: Path, directory: Path, names: Sequence[str], *, replace: bool = False
+) -> None:
+    """Writes the adapter in a checkpoint of ours as a directory that PEFT loads, with the files of these
+    `names` that the checkpoint has; no base model is needed."""
+    tensors = {
+        _peft_name(*name.rpartition(".")[::2]): read_tensor(key, stored)
+        for name, (key, stored) in stored_parts(checkpoint).items()
+    }
+    files = {name: (checkpoint / name).read_bytes() for name in names if (checkpoint / name).is_file()}
+    _write(directory, read_adapter_config(checkpoint), tensors, files, replace)
+
+
+def _write(
+    directory: Path,
+    settings: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    files: Mapping[str, bytes],
+    replace: bool,
+) -> None:
     with atomic_directory(directory, replace=replace) as aside:
-        write_json(aside / CONFIG, peft_config(config, base))
+        write_json(aside / CONFIG, settings)
         save_file(tensors, aside / WEIGHTS, {"format": "pt"})
         (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)  # safetensors lets only its owner read
-        for file, content in (files or {}).items():
+        for file, content in files.items():
             (aside / file).write_bytes(content)

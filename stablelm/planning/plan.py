@@ -20,6 +20,8 @@ class Plan:
 
     parameters: int
     """Weights in the network."""
+    trained: int
+    """Those that are trained: all, or an adapter's."""
     steps: int
     """Optimizer steps in all."""
     schedule_steps: int
@@ -38,7 +40,7 @@ class Plan:
     flops_per_token: int
     """6N + 12·L·h·s."""
     checkpoint_bytes: int
-    """Disk one checkpoint takes: weights and two moments in float32."""
+    """Disk one checkpoint takes: what is trained and two moments in float32."""
     sources: dict[str, dict[str, Any]]
     """Per source: windows in an epoch, epochs asked for, samples that will be read."""
     cooldown_steps: int = 0
@@ -61,8 +63,9 @@ class Plan:
         batches = "; ".join(
             f"{sequences:,} × {length:,} from step {step + 1:,}" for step, sequences, length in self.batches
         )
+        part = f" ({self.trained:,} trained)" if self.trained < self.parameters else ""
         return [
-            f"{self.parameters:,} parameters, {self.flops_per_token / 1e6:,.1f} MFLOP a token",
+            f"{self.parameters:,} parameters{part}, {self.flops_per_token / 1e6:,.1f} MFLOP a token",
             f"{self.steps:,} steps ({self.warmup_steps:,} warm-up{cooldown}), {self.tokens:,} tokens",
             "learning rate " + ", ".join(f"{rate:.4g} at step {step:,}" for step, rate in self.rates),
             f"{self.samples:,} windows, by source and epochs: {sources}",
@@ -107,6 +110,7 @@ def make_plan(
     schedule, phased = Schedule.of(config, planned, origin), len(table.batches) > 1
     return Plan(
         parameters=config.model.num_parameters,
+        trained=config.model.num_parameters,
         steps=steps,
         schedule_steps=planned,
         warmup_steps=schedule.warmup_steps,

@@ -46,11 +46,11 @@ def build_model(
     given, start = (None, Start()) if config.init is None or config.branch else _given(config, config.init)
     if layout.mesh is None:
         model = (given or StableLM(config.model, config.seed)).to(device, kept)
-        _set_arithmetic(model, config, device, dtype)
+        set_arithmetic(model, config, device, dtype)
         return parallelize(model, None, config, device.type), start
     with torch.device("meta"):
         model = StableLM(config.model, config.seed).to(kept)
-    _set_arithmetic(model, config, device, dtype)
+    set_arithmetic(model, config, device, dtype)
     parallelize(model, layout.mesh, config, device.type)
     model.to_empty(device=device)
     if given is not None:
@@ -61,9 +61,10 @@ def build_model(
     return model, start
 
 
-def _set_arithmetic(
+def set_arithmetic(
     model: StableLM, config: RunConfig, device: torch.device, dtype: torch.dtype | None
 ) -> None:
+    """How `model` computes: loss by chunks, kernels, and in bf16 where the weights are kept in float32."""
     model.lm_head.chunk = config.loss_chunk
     model.use_kernels(config.kernels, device)
     if dtype is None and config.precision == "bf16":

@@ -1,7 +1,7 @@
 """Checkpoints: RUN/checkpoints/step-N, safetensors written by PyTorch's distributed checkpoint, whole or
 absent.
 
-    step-000500/model/*.safetensors       weights, float32, Hugging Face names; each process its own shards
+    step-000500/model/*.safetensors       what is trained, float32, names as in the model, by process
     step-000500/optimizer/*.safetensors   exp_avg.NAME and exp_avg_sq.NAME
     step-000500/state.json                step, samples consumed, configuration, data fingerprint
     step-000500/config.json, tokenizer.json, about.json    what export and the model card read
@@ -50,7 +50,7 @@ from stablelm.storage import (
 )  # fmt: skip
 from stablelm.storage.atomic import TEMPORARY, commit_directory, remove_leftovers
 from stablelm.training.agreement import Ranks, answering
-from stablelm.training.optimizer import moments, set_step
+from stablelm.training.optimizer import moments, set_step, trained
 
 LATEST = "latest"
 _FILE_BYTES = 1 << 30
@@ -151,7 +151,7 @@ def load_checkpoint(
     is checked first."""
     mine = lambda name: zlib.crc32(name.encode()) % ranks.world == ranks.rank  # noqa: E731
     ranks.together(lambda: read_manifest(path, hashes=mine, remedy=remedy))
-    wanted = {"model": dict(model.state_dict()), "optimizer": moments(model, optimizer)}
+    wanted = {"model": trained(model), "optimizer": moments(model, optimizer)}
     for folder, held in wanted.items():
         ranks.at_first(partial(_fits, path / folder, held, remedy))
         ranks.together(partial(_read_tensors, path / folder, held))

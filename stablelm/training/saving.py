@@ -26,7 +26,7 @@ from stablelm.model import StableLM
 from stablelm.storage import json_bytes
 from stablelm.training.agreement import Ranks
 from stablelm.training.checkpoint import not_finite, write_checkpoint
-from stablelm.training.optimizer import moments
+from stablelm.training.optimizer import moments, trained
 
 
 class NotFinite(RunError):
@@ -53,16 +53,17 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
         about: dict[str, Any],
-        tokenizer: Mapping[str, bytes],
+        kept: Mapping[str, bytes],
     ) -> Path:
         """Begins to save `state["step"]` and returns where it will be; every process calls it.
 
         `state` is all that continuing needs besides tensors; `about` is what a reader or a model card wants
-        to know; `tokenizer` is its files by name. `NotFinite` when weights or moments are not."""
+        to know; `kept` are files by name, the tokenizer's among them. `NotFinite` when weights
+        or moments are not."""
         self._settle(last=False)
         step = int(state["step"])
         target = self.run / FOLDER / f"step-{step:06d}"
-        tensors = {"model": dict(model.state_dict()), "optimizer": moments(model, optimizer)}
+        tensors = {"model": trained(model), "optimizer": moments(model, optimizer)}
         every = tensors["model"] | tensors["optimizer"]
         seen = self.ranks.together(lambda: (not_finite(every), target in finished_checkpoints(self.run)))
         if (name := next((name for name, _ in seen if name), None)) is not None:
@@ -72,7 +73,7 @@ class Checkpoints:
             )
         files = {
             "config.json": json_bytes(to_huggingface(model.config, str(model.dtype).removeprefix("torch."))),
-            **tokenizer,
+            **kept,
             "state.json": json_bytes(state),
             "about.json": json_bytes(about),
         }

@@ -23,6 +23,7 @@ from stablelm.data.unread import accounting
 from stablelm.evaluation.shares import Share
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.provenance import Ancestor
+from stablelm.model import StableLM
 from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
 from stablelm.planning.flops import flops_per_token
 from stablelm.planning.schedule import Schedule
@@ -31,7 +32,7 @@ from stablelm.training.adapting import refuse_packed, same_words, told_adaptatio
 from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batch, Batches
 from stablelm.training.branching import origin_of, parent_of
-from stablelm.training.building import build_model
+from stablelm.training.building import Start, build_model
 from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, not_finite, read_state
 from stablelm.training.console import Console, SilentConsole, make_console
 from stablelm.training.evaluating import HELD_OUT, Evaluator, told
@@ -117,7 +118,7 @@ class Trainer:
         self.ranks.together(self._open_data)
         self.make_plan()
         self.dtype = DTYPES[config.precision]
-        self.model, start = build_model(config, self.layout, self.device, dtype)
+        self.model, start = self.build(dtype)
         self.ancestors, self.adapted = start.ancestors, start.adapted
         self.notes: list[str] = []
         """What is told when the run starts."""
@@ -143,6 +144,14 @@ class Trainer:
     def open(self, config: RunConfig) -> tuple[TrainingData, Samples]:
         """What a run of this configuration reads; a trainer of other data replaces it."""
         return open_data(config)
+
+    def build(self, dtype: torch.dtype | None) -> tuple[StableLM, Start]:
+        """The network, and what is known of its weights; a trainer of a part of it replaces it."""
+        return build_model(self.config, self.layout, self.device, dtype)
+
+    def files(self) -> dict[str, bytes]:
+        """What a checkpoint keeps beside tensors and numbers."""
+        return self.dataset.tokenizer_files()
 
     def _open_data(self) -> None:
         self.parent = parent_of(self.config)
@@ -194,7 +203,7 @@ class Trainer:
         if self.step == self.plan.steps:
             self.console.message(f"{self.run}: all {self.plan.steps:,} steps are done already")
             return self.run
-        self.ranks.at_first(lambda: require_space(self.run, 13 * self.plan.parameters, "a checkpoint"))
+        self.ranks.at_first(lambda: require_space(self.run, 13 * self.plan.trained, "a checkpoint"))
         self.peak = peak_of(self.device, self.dtype)
         many = f" × {self.layout.world}" if self.layout.world > 1 else ""
         self.console.message(
@@ -386,4 +395,4 @@ class Trainer:
             self.step, self.plan, reading(self.config, self.guard.rollbacks), self.loader, self.evaluations,
             self.parent, self.guard.state(),
         )  # fmt: skip
-        return self.checkpoints.save(self.model, self.optimizer, state, about, self.dataset.tokenizer_files())
+        return self.checkpoints.save(self.model, self.optimizer, state, about, self.files())

@@ -119,6 +119,9 @@ def _shard(model: StableLM, mesh: DeviceMesh, config: RunConfig) -> None:
     data = mesh[REPLICATE, SHARD] if replicated else mesh[SHARD]
     if model.dtype == torch.float64:  # the exact arithmetic of tests
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    elif not all(parameter.requires_grad for parameter in model.parameters()):
+        # An adapter: frozen weights are in the arithmetic's precision already, its own are cast where used.
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     else:
         policy = MixedPrecisionPolicy(
             param_dtype=_KINDS[config.precision], reduce_dtype=torch.float32, cast_forward_inputs=False
