@@ -69,7 +69,7 @@ def answer_sums(
         pairs = rows.members(chosen)
         made = sums(model, *lanes_of(samples, documents, (0, 1)), rows.lengths(pairs, (0, 1)))
         found[:, pairs] = made.view(2, len(pairs))
-        if number and number % max(1, len(begins) // 10) == 0:
+        if number and len(begins) >= 100 and number % (len(begins) // 10) == 0:
             say(f"{100 * number // len(begins)} % of the answers are read")
     return summed(layout, found)
 

@@ -175,7 +175,12 @@ class ExampleReader:
         raise Fault(
             "missing key",
             f"the keys {there} fit no shape of examples: {shapes}. Name them, as --set "
-            "'data.keys={prompt: question, completion: answer}'",
+            "'data.keys={prompt: question, completion: answer}'"
+            + (
+                ", or learn what is preferred: --preference dpo"
+                if {"chosen", "rejected"} <= set(record)
+                else ""
+            ),
         )
 
     def _fields(self, record: Mapping[str, Any], shape: str) -> dict[str, Any]:
