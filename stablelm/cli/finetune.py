@@ -25,7 +25,10 @@ def finetune(
         float | None, typer.Option(help="How often each example is read.", show_default="3")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default="2e-5, of an adapter 2e-4")
+        float | None,
+        typer.Option(
+            help="Peak learning rate.", show_default="2e-5, of an adapter 2e-4; for preferences 1e-6, 1e-5"
+        ),
     ] = None,
     sequence_length: Annotated[
         int | None,
