@@ -41,7 +41,7 @@ def verify(path: Annotated[Path, typer.Argument(help="A checkpoint, or a run: al
 @app.command()
 def average(
     out: Annotated[Path, typer.Argument(help="Directory to write: a checkpoint without optimizer state.")],
-    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more; a run means its newest.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more; a run means its best or newest.")],
 ) -> None:
     """Average the weights of checkpoints, as of the last steps of a run, into one that often reads better.
 

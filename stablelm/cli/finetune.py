@@ -52,6 +52,15 @@ def finetune(
             help="Learn from preferences: pairs of answers, or (kto) judged ones; docs/preference.md."
         ),
     ] = None,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Stop when N evaluations in a row were no better; keeps the best."
+        ),
+    ] = None,
+    keep_best: Annotated[
+        bool, typer.Option("--keep-best", help="OUT opens as the checkpoint with the lowest held-out loss.")
+    ] = False,
     preview: Annotated[
         bool,
         typer.Option("--preview", help="Show tokens, trained and not, of three examples; train nothing."),
@@ -76,7 +85,10 @@ def finetune(
         "batch.sequence_length": sequence_length,
         "preference.loss": preference,
         "adapter.rank": lora,
+        "evaluation.patience": early_stopping,
     }
+    if keep_best and not any(change.startswith("evaluation.best=") for change in set_ or []):
+        flags["evaluation.best"] = "loss"
     flags["data.held_out"] = held_out or None
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     if data:

@@ -122,7 +122,7 @@ def convert(
 
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(help="A run (its newest checkpoint), a checkpoint, a model, a Hub id.")
+        str, typer.Argument(help="A run (its best or newest checkpoint), a checkpoint, a model, a Hub id.")
     ],
     out: Annotated[Path, typer.Argument(help="Directory to write, ready for the Hub.")],
     dtype: Precision = "fp32",

@@ -21,11 +21,13 @@ from stablelm.config.parallelism import ParallelConfig
 from stablelm.config.preference import PreferenceConfig
 from stablelm.config.run import CheckpointConfig, LoggingConfig, RunConfig
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
+from stablelm.config.tuning_evaluation import TuningEvaluationConfig
 
 SOURCE = "examples"
 """What the trainer, its reports and the model card call the examples."""
 LONGEST = 2048
 """Tokens of a row where nothing is said, if the model's context is not shorter."""
+_MEASURED = {"every", "copying", "tasks", "task_data", "limit"}  # as in a training run
 KEYS = (
     "text", "prompt", "completion", "messages", "instruction", "input", "output", "system", "chosen",
     "rejected", "label",
@@ -136,15 +138,6 @@ class TuningScheduleConfig(ScheduleConfig):
     """Last learning rate of cosine and linear, lowest of inverse_sqrt, as a share of the peak."""
 
 
-class TuningEvaluationConfig(Schema):
-    """Loss on the held-out examples during training."""
-
-    every: int = Field(50, ge=1)
-    """Steps between evaluations; the last step is always evaluated."""
-    rows: int = Field(256, ge=1)
-    """Rows of held-out examples that are read, at most."""
-
-
 class TuningCheckpointConfig(CheckpointConfig):
     """When the run is saved. The last step is always saved, and is the result."""
 
@@ -197,7 +190,7 @@ class FinetuneConfig(Schema):
     checkpoint: TuningCheckpointConfig = Field(default_factory=TuningCheckpointConfig)
     """Checkpoints."""
     evaluation: TuningEvaluationConfig = Field(default_factory=TuningEvaluationConfig)
-    """Held-out evaluation."""
+    """What is measured, which checkpoint is the result, when the run stops."""
     guard: GuardConfig = Field(default_factory=GuardConfig)
     """What is done about bad steps."""
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
@@ -232,6 +225,11 @@ class FinetuneConfig(Schema):
             raise ValueError(
                 "adapt does not go with adapter: PEFT's files have no place for another architecture; adapt "
                 "the whole model first, then train an adapter on the result"
+            )
+        if self.evaluation.judged_by and not (self.data.held_out or self.data.held_out_share):
+            raise ValueError(
+                "evaluation.best and patience need held-out examples; set data.held_out_share above 0, or "
+                "name files (data.held_out)"
             )
         if self.neftune and self.parallel.tensor > 1:
             raise ValueError("neftune does not go with parallel.tensor above 1; use parallel.shard instead")
@@ -281,7 +279,7 @@ class FinetuneConfig(Schema):
             "data": {"path": ", ".join(self.data.paths), "epochs": {SOURCE: self.epochs},
                      "document_boundaries": True},
             "batch": {**self.batch.model_dump(), "sequence_length": self.length(model)},
-            "evaluation": {"every": self.evaluation.every},
+            "evaluation": {"cloze": 0, **self.evaluation.model_dump(include=_MEASURED)},
         }  # fmt: skip
         return validate(RunConfig, values, "finetune")
 

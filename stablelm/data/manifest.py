@@ -14,6 +14,7 @@ from stablelm.config import InputError
 from stablelm.config.schema import suggest
 from stablelm.data.token_files import TokenFile, TokenShards, shard_name
 from stablelm.storage import MANIFEST, fingerprint, read_manifest, sha256_file
+from stablelm.tokenizer import Tokenizer
 
 FORMAT = "stablelm token files"
 SIDES, _FIRST = ("train", "held_out"), 3
@@ -131,6 +132,10 @@ class Dataset:
             self.train(source)
             self.held_out(source)
         return [MANIFEST, *manifest["files"]]
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Text to the ids of the token files."""
+        return Tokenizer.from_file(self.tokenizer_path)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """What a checkpoint keeps of the tokenizer."""

@@ -51,6 +51,10 @@ class NeoxFiles:
         """Unknown to token files."""
         raise InputError(f"{source}: a GPT-NeoX token file does not say how many bytes its text has.")
 
+    def open_tokenizer(self) -> Tokenizer:
+        """Text to the ids of the token files."""
+        return self.tokenizer
+
     def tokenizer_files(self) -> dict[str, bytes]:
         """What a checkpoint keeps of the tokenizer."""
         return {"tokenizer.json": self.tokenizer_path.read_bytes()}

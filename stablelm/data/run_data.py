@@ -12,6 +12,7 @@ from stablelm.data.neox_order import NeoxLoader
 from stablelm.data.replay import with_replay
 from stablelm.data.samples import Samples
 from stablelm.data.token_files import TokenFile
+from stablelm.tokenizer import Tokenizer
 
 INDEX_FOLDER = "neox-order"
 
@@ -29,6 +30,10 @@ class TrainingData(Protocol):
 
     def text_bytes(self, source: str, side: str = "train") -> int:
         """UTF-8 bytes of the text of `train` or `held_out`."""
+        ...
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Text to the ids of the token files."""
         ...
 
     def tokenizer_files(self) -> dict[str, bytes]:

@@ -46,6 +46,11 @@ class TaskSet:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=1234)
 
+    @property
+    def members(self) -> list[str]:
+        """The tasks by name, those of groups too."""
+        return list(self._loaded["tasks"])
+
     def evaluate(
         self, model: StableLM, tokenizer: Tokenizer, window: int, batch_tokens: int, share: Share
     ) -> list[dict[str, Any]]:

@@ -60,6 +60,8 @@ class TuningData:
         self.held: list[Any] = held
         chats = (*CHATS, *PAIR_CHATS)
         self.chats = any(account.format in chats for account in self.accounts.values())
+        self.answers = data.train_on == "answers" and any(a.format != "text" for a in self.accounts.values())
+        """Whether examples have answers that can be told from what was asked."""
         self.tokenizer = tokenizer.with_chat_template(template) if self.chats else tokenizer
         self.tokenizer_path, self.tokenizer_size = Path(tokenizer.source), tokenizer.size
         self.sources: tuple[str, ...] = (SOURCE,)
@@ -84,6 +86,10 @@ class TuningData:
     def text_bytes(self, source: str, side: str = "train") -> int:
         """UTF-8 bytes of what is trained in the examples of a side."""
         return sum(example.text_bytes for example in (self.train if side == "train" else self.held))
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Text to the ids of the examples."""
+        return self.tokenizer
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """What a checkpoint keeps of the tokenizer, the chat template among it."""

@@ -16,7 +16,7 @@ from stablelm.inference.quantization import is_packed
 from stablelm.interchange import open_path
 from stablelm.interchange.base import BASE, Base
 from stablelm.interchange.hub import resolve
-from stablelm.interchange.native import finished_checkpoints
+from stablelm.interchange.native import result_of
 from stablelm.interchange.open import fingerprint_of
 from stablelm.interchange.peft import CONFIG, extract_adapter, peft_config
 from stablelm.interchange.provenance import ancestors_of
@@ -87,5 +87,7 @@ def adapter_files(adapter: AdapterConfig, base: Base) -> dict[str, bytes]:
 
 
 def write_result(run: Path, tokenizer: list[str]) -> None:
-    """RUN/adapter from the newest checkpoint, with the tokenizer's files of these names."""
-    extract_adapter(finished_checkpoints(run)[-1], run / FOLDER, [*tokenizer, BASE], replace=True)
+    """RUN/adapter from the checkpoint that the run opens as, with the tokenizer's files of these names."""
+    result = result_of(run)
+    assert result is not None  # the last step is saved
+    extract_adapter(result, run / FOLDER, [*tokenizer, BASE], replace=True)

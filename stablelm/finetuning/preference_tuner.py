@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stablelm.config import InputError, RunConfig
 from stablelm.config.finetune import SOURCE, FinetuneConfig
+from stablelm.config.tuning_evaluation import ANSWERS, LOSS
 from stablelm.finetuning.answers import (
     FILE,
     answer_sums,
@@ -23,7 +24,9 @@ from stablelm.finetuning.answers import (
     sums,
     write_reference,
 )
+from stablelm.finetuning.best import Best
 from stablelm.finetuning.data import PairData
+from stablelm.finetuning.held_out import loss_numbers
 from stablelm.finetuning.packing import Int64, PairRows
 from stablelm.finetuning.preference import compared, described, judged
 from stablelm.finetuning.tuner import Tuner
@@ -176,7 +179,14 @@ class PreferenceTuner(Tuner):
         lengths = torch.tensor(rows.lengths(pairs, (0, 1)), device=self.device).view(2, -1)
         return compared(self.choice, logps, reference, lengths)
 
-    def _evaluate(self) -> None:
+    def _judge(self) -> Best | None:
+        """By the held-out loss of the preferences, or a task."""
+        best = super()._judge()
+        if best is not None and best.metric == ANSWERS:
+            raise InputError(f"evaluation.best: {ANSWERS} is not measured on preferences. Judge by the loss.")
+        return Best("preference_loss", best.patience) if best is not None and best.metric == LOSS else best
+
+    def _measure_held_out(self) -> None:
         """Loss and rewards of the held-out pairs; and how likely their chosen answers are a token."""
         rows = self.sides["held_out"]
         count = min(len(rows), self.settings.evaluation.rows)
@@ -192,19 +202,23 @@ class PreferenceTuner(Tuner):
         told = described(tally, judging=self.judging, kl=kl)
         record = {"step": self.step, "kind": "preference", "source": SOURCE, "pairs": len(pairs), **told}
         self._record(record)
-        self.suite = [record]
+        self.suite.append(record)
         shown = f"loss {told['loss']:.4f}"
         if "rewards/accuracies" in told:
             shown += f", {100 * told['rewards/accuracies']:.1f} % of {len(pairs):,} pairs right"
         if "rewards/margins" in told:
             shown += f", margin {told['rewards/margins']:.4f}"
         self.console.message(f"step {self.step}: held-out preferences: {shown}")
-        self._evaluate_chosen(logps[0], [number for number in pairs if rows.pairs[number].wanted], pairs)
+        chosen = [number for number in pairs if rows.pairs[number].wanted]
+        self._evaluate_chosen(logps[0], chosen, pairs, told["loss"])
 
-    def _evaluate_chosen(self, logps: Tensor, wanted: list[int], pairs: Sequence[int]) -> None:
+    def _evaluate_chosen(
+        self, logps: Tensor, wanted: list[int], pairs: Sequence[int], preference_loss: float
+    ) -> None:
         rows = self.sides["held_out"]
         nats = -float(logps[[pairs.index(number) for number in wanted]].sum())
         tokens = sum(rows.lengths(wanted, (0,)))
         if tokens:
             size = sum(rows.pairs[number].text_bytes for number in wanted)
-            self._tell_held_out(nats, tokens, size, "held-out chosen answers")
+            numbers = loss_numbers(nats, tokens, size) | {"preference_loss": preference_loss}
+            self._tell_held_out(numbers, "held-out chosen answers")

@@ -4,21 +4,24 @@ Steps, checkpoints, parallelism and resume are the trainer's; what is here opens
 configuration and tokenizer, reads the examples, and measures the loss on those held out. The run's directory
 opens as the tuned model: its newest checkpoint carries the tokenizer with the chat template."""
 
-import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from stablelm.config import InputError, ModelConfig, RunConfig
 from stablelm.config.finetune import SOURCE, FinetuneConfig, TuningAdapterConfig
 from stablelm.config.model import from_huggingface
+from stablelm.config.tuning_evaluation import ANSWERS, LOSS
 from stablelm.data.run_data import TrainingData
 from stablelm.data.samples import Samples
+from stablelm.finetuning.answering import prompts_of, write
+from stablelm.finetuning.best import Best
 from stablelm.finetuning.data import PairData, TuningData
+from stablelm.finetuning.held_out import measure
 from stablelm.finetuning.low_rank import (
     adapted_plan,
     adapter_files,
@@ -27,25 +30,25 @@ from stablelm.finetuning.low_rank import (
     write_result,
 )
 from stablelm.finetuning.noise import EmbeddingNoise
-from stablelm.finetuning.packing import ExampleSamples, Rows
+from stablelm.finetuning.packing import ExampleSamples
 from stablelm.interchange import open_path
 from stablelm.interchange.base import Base
 from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import read_config
-from stablelm.interchange.native import finished_checkpoints
+from stablelm.interchange.native import BEST, best_of, finished_checkpoints, step_of
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate
 from stablelm.interchange.peft import is_adapter
 from stablelm.interchange.quantized import is_quantized
 from stablelm.model import StableLM
-from stablelm.storage import read_json, write_json
+from stablelm.storage import json_bytes, read_json, write_json
 from stablelm.tokenizer import Tokenizer
 from stablelm.training import Trainer
 from stablelm.training.building import Start
 from stablelm.training.console import Console
+from stablelm.training.evaluating import HELD_OUT, told
 from stablelm.training.parallel.apply import reshard
-from stablelm.training.passes import summed
 from stablelm.training.trainer import train_by
 
 _FIXED = {
@@ -137,8 +140,10 @@ class Tuner(Trainer):
         self.data, self.settings, self.adapter = data, settings, settings.adapter.asked()
         self.base: Base | None = None
         """What the adapter stands on."""
+        self.prompts = prompts_of(settings.evaluation, data, config.model)
         super().__init__(config, console, device=device, dtype=dtype)
         self.model.lm_head.smoothing = settings.label_smoothing
+        self.best = self._judge()
         self.noise: EmbeddingNoise | None = None
         if settings.neftune:
             self.noise = EmbeddingNoise(settings.neftune, self.order, config.seed, config.model.hidden_size)
@@ -164,16 +169,20 @@ class Tuner(Trainer):
         return model, start
 
     def files(self) -> dict[str, bytes]:
-        """What a checkpoint keeps beside tensors and numbers."""
-        if self.adapter is None or self.base is None:
-            return super().files()
-        return {**super().files(), **adapter_files(self.adapter, self.base)}
+        """What a checkpoint keeps beside tensors and numbers; which one is the best among it."""
+        found = {**super().files(), **self._best_file()}
+        if self.adapter is not None and self.base is not None:
+            found |= adapter_files(self.adapter, self.base)
+        return found
 
     def train(self, resume: bool, force_data: bool = False) -> Path:
-        """Runs to the last step; an adapter is then in RUN/adapter, too."""
+        """Runs to its end, and says what the run's directory then opens as; an adapter is in RUN/adapter,
+        too."""
         run = super().train(resume, force_data)
         if self.adapter is not None:
             self.ranks.at_first(lambda: write_result(run, list(super(Tuner, self).files())))
+        if self.best is not None:
+            self.ranks.at_first(self._tell_best)
         return run
 
     def _begin(self, resume: bool, force_data: bool) -> None:
@@ -218,48 +227,103 @@ class Tuner(Trainer):
                 f"({self.config.batch.sequences:,}), or raise --epochs, for more"
             )
 
+    def _judge(self) -> Best | None:
+        """How the run is judged, if asked; `InputError` where that is not measured."""
+        settings, judged = self.settings.evaluation, self.settings.evaluation.judged_by
+        if judged is None:
+            return None
+        if not self.data.held:
+            raise InputError(
+                "evaluation.best: no example is held out. Give more examples, or --held-out FILE."
+            )
+        if judged == ANSWERS and not self.data.answers:
+            raise InputError(
+                f"evaluation.best: {ANSWERS} wants examples with answers, and these are texts, or are "
+                "trained whole (data.train_on). Judge by the loss."
+            )
+        tasks = self.evaluator.tasks.members if self.evaluator.tasks else []
+        if judged not in (LOSS, ANSWERS, *tasks):
+            raise InputError(f"evaluation.best: {judged} is no task; there are {', '.join(tasks) or 'none'}.")
+        return Best(judged, settings.patience)
+
+    def ended(self) -> str | None:
+        """Why no step is left to make: all are done, or none was better for too long."""
+        if (why := super().ended()) or self.best is None or not self.best.stops(self.evaluations):
+            return why
+        return (
+            f"no better {self.best.metric} in {self.best.patience} evaluations: stopped at step {self.step:,}"
+        )
+
+    def _best_file(self) -> dict[str, bytes]:
+        """Which checkpoint is the best: this one, or one that is on the disk."""
+        if self.best is None:
+            return {}
+        self.checkpoints.settle()
+        steps = self.ranks.at_first(lambda: [step_of(path) for path in finished_checkpoints(self.run)])
+        found = self.best.of(self.evaluations, {*steps, self.step})
+        self.checkpoints.protected = frozenset({found["step"]} if found else ())
+        return {BEST: json_bytes(found)} if found else {}
+
+    def _tell_best(self) -> None:
+        saved = finished_checkpoints(self.run)
+        found = best_of(saved[-1]) if saved else None
+        if found is not None:
+            self.console.message(
+                f"{self.run}: opens as its best checkpoint, step-{found['step']:06d} ({found['metric']} "
+                f"{found['value']:.4f}); the newest is {saved[-1].name}"
+            )
+
     def _evaluate(self) -> None:
-        rows = self.data.held_rows
-        count = min(len(rows), self.settings.evaluation.rows)
-        if not count:
-            return
-        layout = self.layout
-        batch = self.config.batch.micro_sequences
-        self.model.lm_head.smoothing = 0.0  # what is measured is the plain loss
-        found = rows_loss(self.model, rows, count, batch, layout.part, layout.data)
-        self.model.lm_head.smoothing = self.settings.label_smoothing
-        nats, tokens = summed(layout, torch.tensor(found, dtype=torch.float64, device=self.device)).tolist()
-        size = sum(self.data.held[number].text_bytes for row in rows.examples[:count] for number in row)
-        self._tell_held_out(nats, round(tokens), size, "held-out examples")
+        self.suite = []
+        for found in self.evaluator.records(self.model, self.share):
+            self._tell({"step": self.step, **found}, told(found))
+            self.suite.append({"step": self.step, **found})
+        self._measure_held_out()
+        self._write_samples()
         reshard(self.model)
 
-    def _tell_held_out(self, nats: float, tokens: int, size: int, what: str) -> None:
-        """Records the loss of `tokens` held-out tokens of `size` bytes of text."""
-        loss = nats / tokens
-        record = {
-            "step": self.step, "kind": "evaluation", "source": SOURCE, "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": nats / math.log(2) / max(1, size),
-            "tokens": tokens, "text_bytes": size,
-        }  # fmt: skip
+    def _tell(self, record: dict[str, Any], words: str) -> None:
         self._record(record)
+        self.console.message(f"step {self.step}: {words}")
+
+    def _measure_held_out(self) -> None:
+        rows = self.data.held_rows
+        if not (count := min(len(rows), self.settings.evaluation.rows)):
+            return
+        found = measure(self.model, rows, count, self.config.batch.micro_sequences, self.share)
+        size = sum(self.data.held[number].text_bytes for row in rows.examples[:count] for number in row)
+        numbers = found.as_dict(size, answers=self.data.answers)
+        right = f", {found.answers_right:,} of {found.answers:,} answers right" if self.data.answers else ""
+        self._tell_held_out(numbers, "held-out examples", right)
+
+    def _tell_held_out(self, numbers: dict[str, Any], what: str, more: str = "") -> None:
+        """Records what was measured on held-out examples, by which the run is judged."""
+        record = {"step": self.step, "kind": HELD_OUT, "source": SOURCE, **numbers}
+        if tasks := {one["task"]: one for one in self.suite if one["kind"] == "task"}:
+            record["tasks"] = {name: {k: one[k] for k in ("metric", "value")} for name, one in tasks.items()}
         self.evaluations.append(record)
-        self.console.message(f"step {self.step}: {what}: loss {loss:.4f}, {tokens:,} tokens")
+        best, mark = self.best and self.best.of(self.evaluations), ""
+        if best and best["step"] == self.step:
+            self.checkpoints.protected |= {self.step}  # which has it saved
+            mark = f"; the best {best['metric']} so far"
+        self._tell(record, f"{what}: loss {numbers['loss']:.4f}, {numbers['tokens']:,} tokens{more}{mark}")
+        if self.best and self.best.stops(self.evaluations):
+            self.console.message(self.ended() or "")
 
-
-@torch.no_grad()
-def rows_loss(
-    model: StableLM, rows: Rows, count: int, batch: int, part: int = 0, parts: int = 1
-) -> tuple[float, int]:
-    """Summed −ln p, and number, of the trained tokens in the first `count` rows that fall to `part` of
-    `parts` processes, each of which makes equally many passes of `batch` rows."""
-    nats, tokens = 0.0, 0
-    for first in range(part * batch, count + part * batch, batch * parts):
-        chosen = np.arange(first, min(first + batch, count))
-        mine = chosen if len(chosen) else np.arange(1)  # no row is left for this one: a pass without targets
-        samples = torch.from_numpy(rows.ids(mine))
-        labels = samples[:, 1:] if len(chosen) else torch.full_like(samples[:, 1:], -1)
-        inputs = torch.where(samples < 0, ~samples, samples)[:, :-1]
-        ids = torch.from_numpy(rows.documents(mine))
-        nats += float(model(inputs.to(model.device), labels=labels.to(model.device), document_ids=ids))
-        tokens += int((labels >= 0).sum())
-    return nats, tokens
+    def _write_samples(self) -> None:
+        if not self.prompts:
+            return
+        tokenizer = self.data.tokenizer
+        eager = torch.compiler.set_stance("force_eager") if self.evaluator.compiled else nullcontext()
+        with eager:
+            texts = write(
+                self.model, [prompt.ids for prompt in self.prompts], self.settings.evaluation.sample_tokens,
+                eos=tokenizer.eos_id, real_ids=tokenizer.size, multiple=self.layout.tensor,
+                ongoing=self.ranks.any,
+            )  # fmt: skip
+        told: dict[str, Any] = {"step": self.step, "kind": "sample"}
+        for number, (prompt, ids) in enumerate(zip(self.prompts, texts, strict=True)):
+            ended = ids[-1:] == [tokenizer.eos_id]
+            text = tokenizer.decode(ids[:-1] if ended else ids)
+            told |= {"number": number, "prompt": prompt.text, "wanted": prompt.wanted, "text": text}
+            self._record({**told, "ended": ended})

@@ -19,6 +19,7 @@ from stablelm.config.model import from_huggingface
 from stablelm.interchange.huggingface import read_config
 from stablelm.interchange.native import (
     FOLDER,
+    best_of,
     check_weights,
     checkpoint_before,
     finished_checkpoints,
@@ -57,7 +58,7 @@ class Saved:
     bits_per_byte: dict[str, float]
     """Of the newest evaluation, by source."""
     note: str = ""
-    """latest, permanent, or why it is none."""
+    """latest, best, permanent, or why it is none."""
 
 
 def list_checkpoints(run: Path) -> list[Saved]:
@@ -67,7 +68,8 @@ def list_checkpoints(run: Path) -> list[Saved]:
         raise InputError(f"{run}: holds no {FOLDER}/; give the directory of a run, its `out`.")
     finished, latest = finished_checkpoints(run), folder / "latest"
     newest = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
-    rows = [_saved(path, newest) for path in finished]
+    best = (best_of(finished[-1]) or {}).get("step") if finished else None
+    rows = [_saved(path, newest, best) for path in finished]
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path not in finished:
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -76,7 +78,7 @@ def list_checkpoints(run: Path) -> list[Saved]:
     return rows
 
 
-def _saved(path: Path, newest: str) -> Saved:
+def _saved(path: Path, newest: str, best: int | None) -> Saved:
     manifest, state = read_json(path / MANIFEST), read_json(path / "state.json")
     try:
         files = manifest["files"]
@@ -85,6 +87,7 @@ def _saved(path: Path, newest: str) -> Saved:
         permanent = state["config"]["checkpoint"].get("permanent_every")
         last = {record["source"]: float(record["bits_per_byte"]) for record in state["evaluations"]}
         notes = ["latest"] if path.name == newest else []
+        notes += ["best"] if state["step"] == best else []
         notes += ["permanent"] if permanent and state["step"] % permanent == 0 else []
         when = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime)
         return Saved(path.name, int(state["step"]), size, len(writers) or 1, when, last, ", ".join(notes))
@@ -160,7 +163,8 @@ def _headers(path: Path, manifest: dict[str, Any], folder: str) -> dict[str, Sto
 def average(out: Path, paths: Sequence[Path]) -> Iterator[str]:
     """Writes `out`, the mean of the checkpoints' weights; yields lines for the console.
 
-    A path is a checkpoint or a run, which means its newest. `InputError` when they do not belong together."""
+    A path is a checkpoint or a run, which means what it opens as. `InputError` when they do not belong
+    together."""
     refuse_existing(out)
     chosen = [locate(path) for path in paths]
     for path, found in zip(paths, chosen, strict=True):

@@ -16,6 +16,7 @@ from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import save_pretrained
 from stablelm.interchange.model_card import model_card, settled_licence
+from stablelm.interchange.native import best_of, newest_checkpoint
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate, open_path
 from stablelm.interchange.provenance import Provenance, lineage, read_provenance
@@ -45,6 +46,8 @@ def export(
     results = [read_results(one, weights) for one in evaluations]
     text = card_text(known, model, out.name, results)
     save_pretrained(model, tokenizer, out, files={"README.md": text})
+    if best := _best(folder):
+        yield f"{path}: its best checkpoint, {best}"
     if tokenizer is None:
         yield f"warning: {path} has no tokenizer.json, so {out} has none either"
     if "\nlicense: unknown\n" in text:
@@ -56,6 +59,13 @@ def export(
                 "card says so"
             )
     yield f"{out}: {model.num_parameters():,} parameters, {dtype_name(model)}"
+
+
+def _best(folder: Path) -> str:
+    """Which checkpoint of a run is exported, if it is chosen as the best."""
+    newest = newest_checkpoint(folder)
+    best = best_of(newest) if newest is not None and locate(folder).parent == newest.parent else None
+    return f"step-{best['step']:06d} ({best['metric']} {best['value']:.4f})" if best else ""
 
 
 def settled_provenance(folder: Path, path: str | Path, overrides: Sequence[str]) -> Provenance:

@@ -25,7 +25,7 @@ from stablelm.interchange.gguf import describe_gguf, is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, read_config, stored_tensors
 from stablelm.interchange.kernel_report import kernel_report
-from stablelm.interchange.native import finished_checkpoints, is_checkpoint
+from stablelm.interchange.native import best_of, finished_checkpoints, is_checkpoint
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.neox_inspection import describe_neox
 from stablelm.interchange.open import open_path
@@ -179,7 +179,9 @@ def _run(path: Path, verify: bool) -> Facts:
     planned = plan.get("steps", "unknown") if isinstance(plan, dict) else "unknown"
     if not saved:
         return {"kind": "run", "checkpoints": [], "steps": {"done": 0, "planned": planned}}
-    named = {"kind": "run", "checkpoints": [checkpoint.name for checkpoint in saved]}
+    named: Facts = {"kind": "run", "checkpoints": [checkpoint.name for checkpoint in saved]}
+    if best := best_of(saved[-1]):
+        named["best"] = best
     return {**named, **_checkpoint(saved[-1], verify), "kind": "run"}
 
 

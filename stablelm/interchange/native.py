@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
+from stablelm.config import InputError
 from stablelm.config.model import from_huggingface
 from stablelm.interchange.huggingface import read_config
 from stablelm.interchange.weights import build_model, read_headers
 from stablelm.model import StableLM
-from stablelm.storage import MANIFEST, read_manifest
+from stablelm.storage import MANIFEST, read_json, read_manifest
 from stablelm.tokenizer import Tokenizer
 
 FOLDER = "checkpoints"
 """Of a run, where its checkpoints are."""
+BEST = "best.json"
+"""Of a checkpoint, which one of its run is the best."""
 _STEP = re.compile(r"step-(\d+)$")
 
 
@@ -44,13 +47,39 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next(reversed(finished_checkpoints(run)), None)
 
 
+def result_of(run: Path) -> Path | None:
+    """The checkpoint that a run opens as: its newest, or the best that this one names; None without any.
+
+    `InputError` when the best is gone."""
+    newest = newest_checkpoint(run)
+    best = best_of(newest) if newest is not None else None
+    if newest is None or best is None:
+        return newest
+    chosen = newest.with_name(f"step-{best['step']:06d}")
+    if not is_checkpoint(chosen):
+        raise InputError(
+            f"{run}: its best checkpoint, {chosen.name}, is gone. Restore it, or name another: {newest}."
+        )
+    return chosen
+
+
+def best_of(checkpoint: Path) -> dict[str, Any] | None:
+    """`metric`, `step` and `value` of the best checkpoint so far, as one of a run that keeps it says."""
+    file = checkpoint / BEST
+    found = read_json(file) if file.is_file() else None
+    if found is not None and (not isinstance(found, dict) or not isinstance(found.get("step"), int)):
+        raise InputError(f"{file}: damaged: it names no step. {_remedy(checkpoint)}")
+    return found
+
+
 def checkpoint_before(path: Path) -> Path | None:
     """The finished checkpoint of the same run that precedes `path`, or None."""
-    older = [other for other in finished_checkpoints(path.parent.parent) if _number(other) < _number(path)]
+    older = [other for other in finished_checkpoints(path.parent.parent) if step_of(other) < step_of(path)]
     return next(reversed(older), None)
 
 
-def _number(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """N of a checkpoint step-N; −1 for another name."""
     found = _STEP.match(path.name)
     return int(found[1]) if found else -1
 

@@ -14,7 +14,7 @@ from stablelm.interchange.base import Base, base_fingerprint
 from stablelm.interchange.gguf import is_gguf, load_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, load_pretrained, read_config
-from stablelm.interchange.native import check_weights, is_checkpoint, load_checkpoint, newest_checkpoint
+from stablelm.interchange.native import check_weights, is_checkpoint, load_checkpoint, result_of
 from stablelm.interchange.neox import is_neox, load_neox
 from stablelm.interchange.peft import CONFIG, is_adapter, load_adapter
 from stablelm.interchange.quantized import is_quantized, load_quantized
@@ -98,7 +98,8 @@ def fingerprint_of(folder: Path, model: StableLM) -> str:
 
 
 def locate(path: str | Path) -> Path:
-    """The directory with config.json and weights that `path` means: itself, an export, a checkpoint."""
+    """The directory with config.json and weights that `path` means: itself, an export, a checkpoint,
+    of a run the best where it keeps that, else the newest."""
     folder = Path(path)
     refuse_dead_link(folder)
     if not folder.exists():
@@ -113,8 +114,8 @@ def locate(path: str | Path) -> Path:
         return folder
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
-    if newest := newest_checkpoint(folder):
-        return newest
+    if result := result_of(folder):
+        return result
     raise InputError(
         f"{path}: no model found. Looked for config.json with {WEIGHTS} or {INDEX} (Hugging Face), for the "
         "same in model/ (output of stablelm demo), for manifest.json with state.json and model/ (a "

@@ -37,7 +37,7 @@ class Evaluator:
         settings = self.settings
         self.tokenizer: Tokenizer | None = None
         if settings.copying or settings.cloze or settings.tasks:
-            self.tokenizer = Tokenizer.from_file(data.tokenizer_path)
+            self.tokenizer = data.open_tokenizer()
         self.held_out = {
             source: (tokens, data.text_bytes(source, "held_out"))
             for source in data.sources

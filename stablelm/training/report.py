@@ -10,6 +10,7 @@ from stablelm.reporting import Page, Series, line_chart
 from stablelm.storage import read_json
 from stablelm.training.console import duration
 from stablelm.training.metrics import METRICS, read_metrics
+from stablelm.training.report_tuning import answers_chart, lowest, samples_of, verdict
 
 EPOCHS_SHOWN = 12
 
@@ -46,7 +47,10 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
     page.chart(
         _loss_chart(steps, evaluations), "Mean cross-entropy in nats a token; points are held-out text."
     )
+    if sentence := verdict(steps, evaluations):
+        page.paragraph(sentence)
     if evaluations:
+        answers_chart(page, evaluations)
         page.chart(
             _over_steps(_by_source(evaluations, "bits_per_byte"), "Held-out bits per byte", "bits per byte"),
             "Lower is better; comparable between tokenizers and with compressors.",
@@ -58,6 +62,7 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
             )
     _changes(page, evaluations)
     _preferences(page, steps, records)
+    samples_of(page, records)
     _suite(page, records)
     page.heading("Learning rate and gradient norm")
     page.chart(_over_steps([_series("learning rate", steps, "lr")], "Learning rate", "learning rate"))
@@ -215,7 +220,11 @@ def _loss_chart(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) 
         mean += 0.1 * (record["loss"] - mean)
         smooth.append({"step": record["step"], "loss": mean})
     series = [_series("each step", steps, "loss"), _series("smoothed", smooth, "loss")]
-    return _over_steps([*series, *_by_source(evaluations, "loss", "points")], "Loss", "nats a token")
+    series += _by_source(evaluations, "loss", "points")
+    if verdict(steps, evaluations):
+        low = lowest(evaluations)
+        series.append(_series(f"lowest held-out, step {low['step']:,}", [low], "loss", "points"))
+    return _over_steps(series, "Loss", "nats a token")
 
 
 def _over_steps(series: list[Series], title: str, label: str) -> str:

@@ -42,10 +42,12 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._told, self._pending, self._failures = False, False, 0
+        self.protected: frozenset[int] = frozenset()
+        """Steps that are saved, and whose checkpoints stay, besides the newest and the permanent."""
 
     def due(self, step: int) -> bool:
         """Whether the run is to be saved after this step."""
-        return step % self.config.every == 0 or self._permanent(step)
+        return step % self.config.every == 0 or self._permanent(step) or step in self.protected
 
     def save(
         self,
@@ -104,10 +106,11 @@ class Checkpoints:
         return self.config.permanent_every is not None and step % self.config.permanent_every == 0
 
     def _prune(self) -> None:
-        """Removes all but the newest and the permanent."""
+        """Removes all but the newest, the permanent and the protected."""
         if self.ranks.first:
             for old in finished_checkpoints(self.run)[: -self.config.keep]:
-                if not self._permanent(int(old.name.removeprefix("step-"))):
+                number = int(old.name.removeprefix("step-"))
+                if not self._permanent(number) and number not in self.protected:
                     shutil.rmtree(old, ignore_errors=True)
 
     def poll(self) -> None:

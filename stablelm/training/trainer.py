@@ -114,6 +114,7 @@ class Trainer:
         self.ranks = Ranks()
         self.console = (console or make_console()) if self.ranks.first else SilentConsole()
         self.layout = Layout.of(config, self.device.type)
+        self.share = Share(self.layout.part, self.layout.data, self._added, self.layout.tensor)
         self.guard = Guard(config.guard)
         self.ranks.together(self._open_data)
         self.make_plan()
@@ -200,8 +201,8 @@ class Trainer:
         self.ranks.at_first(self._describe)
         for line in (*filter(None, self.notes), *self.plan.lines()):
             self.console.message(line)
-        if self.step == self.plan.steps:
-            self.console.message(f"{self.run}: all {self.plan.steps:,} steps are done already")
+        if ended := self.ended():
+            self.console.message(f"{self.run}: {ended} already")
             return self.run
         self.ranks.at_first(lambda: require_space(self.run, 13 * self.plan.trained, "a checkpoint"))
         self.peak = peak_of(self.device, self.dtype)
@@ -269,11 +270,15 @@ class Trainer:
         self.step, self.evaluations, self.suite = state["step"], state["evaluations"], []
         self.guard.restore(state.get("guard", {}), self.step)
 
+    def ended(self) -> str | None:
+        """Why no step is left to make; None while there is one."""
+        return f"all {self.plan.steps:,} steps are done" if self.step == self.plan.steps else None
+
     def _loop(self, interruption: Interruption, garbage: PinnedGarbage) -> None:
         config, seconds_a_step = self.config, 0.0
         if self.step == 0 and config.data.replay is not None:
             self._evaluate()  # what forgetting is counted from
-        while self.step < self.plan.steps:
+        while self.ended() is None:
             began = time.perf_counter()
             record = self.train_step()
             seconds = time.perf_counter() - began
@@ -286,20 +291,18 @@ class Trainer:
             self._record(record)
             garbage.step(self.step)
             seconds_a_step = seconds if seconds_a_step == 0 else 0.95 * seconds_a_step + 0.05 * seconds
-            last = self.step == self.plan.steps
+            last = self.ended() is not None
             if "reason" in record:
                 self.console.message(f"step {self.step:,}: rejected: {record['reason']}")
                 if (why := self._beyond_help()) is not None:
                     go_back(self, why)
                     continue
             else:
-                self.console.step(
-                    record,
-                    (self.plan.steps - self.step) * seconds_a_step,
-                    last or self.step % config.logging.every == 0 or self.step == 1,
-                )
+                shown = last or self.step % config.logging.every == 0 or self.step == 1
+                self.console.step(record, (self.plan.steps - self.step) * seconds_a_step, shown)
             if last or self.step % config.evaluation.every == 0:
                 self._evaluate()
+                last = self.ended() is not None  # what was measured may say so
             self.checkpoints.poll()
             asked = self.ranks.any(interruption.requested)
             if last or self.checkpoints.due(self.step) or asked:
@@ -367,9 +370,8 @@ class Trainer:
         return value, norm
 
     def _evaluate(self) -> None:
-        share = Share(self.layout.part, self.layout.data, self._added, self.layout.tensor)
         self.suite = []
-        for found in self.evaluator.records(self.model, share):
+        for found in self.evaluator.records(self.model, self.share):
             record = {"step": self.step, **found}
             self._record(record)
             (self.evaluations if record["kind"] == HELD_OUT else self.suite).append(record)

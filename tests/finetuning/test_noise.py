@@ -7,9 +7,10 @@ import torch
 from stablelm.config import InputError
 from stablelm.config.finetune import finetune_config
 from stablelm.finetuning import finetune
+from stablelm.finetuning.held_out import measure
 from stablelm.finetuning.noise import EmbeddingNoise
 from stablelm.finetuning.packing import ExampleSamples
-from stablelm.finetuning.tuner import Tuner, prepare, rows_loss
+from stablelm.finetuning.tuner import Tuner, prepare
 from stablelm.training.metrics import read_metrics
 from tests.training.conftest import Recorder
 
@@ -52,11 +53,11 @@ def test_noise_reaches_the_loss_of_training_alone(make):
         (samples[:, 1:] >= 0).sum()
     )
     handle.remove()
-    held = rows_loss(tuner.model, data.held_rows, len(data.held_rows), 2)
+    held = measure(tuner.model, data.held_rows, len(data.held_rows), 2)
     assert tuner.train_step()["loss"] == pytest.approx(wanted, abs=1e-12)
     quiet = make(epochs=1, out="quiet", batch={"sequences": 4, "micro_sequences": 3})
     other = Tuner(data, quiet, quiet.run(model), Recorder(), dtype=torch.float64)
-    assert rows_loss(other.model, data.held_rows, len(data.held_rows), 2) == held
+    assert measure(other.model, data.held_rows, len(data.held_rows), 2) == held
     assert other.train_step()["loss"] != pytest.approx(wanted, abs=1e-6)
 
 
@@ -87,8 +88,12 @@ def test_smoothed_loss_and_gradients_are_pytorchs(make):
     tuner._evaluate()
     assert network.lm_head.smoothing == 0.2
     network.lm_head.smoothing = 0.0
-    nats, tokens = rows_loss(network, data.held_rows, len(data.held_rows), 2)
-    assert tuner.evaluations[-1]["loss"] == pytest.approx(nats / tokens), "held-out loss is not smoothed"
+    every = np.arange(len(data.held_rows))
+    samples = torch.from_numpy(data.held_rows.ids(every))
+    inputs, labels = torch.where(samples < 0, ~samples, samples)[:, :-1], samples[:, 1:]
+    nats = network(inputs, labels=labels, document_ids=torch.from_numpy(data.held_rows.documents(every)))
+    plain = float(nats.detach() / (labels >= 0).sum())
+    assert tuner.evaluations[-1]["loss"] == pytest.approx(plain, abs=1e-9), "held-out loss is not smoothed"
 
 
 def test_resume_with_both_is_exact_and_refuses_others(make):

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stablelm.config import InputError
+from stablelm.evaluation.shares import Share
+from stablelm.finetuning.held_out import measure
 from stablelm.finetuning.packing import ExampleSamples, Rows, pack
-from stablelm.finetuning.tuner import Tuner, prepare, rows_loss
+from stablelm.finetuning.tuner import Tuner, prepare
 from tests.training.conftest import Recorder
 
 
@@ -129,9 +131,10 @@ def test_held_out_loss_does_not_depend_on_who_reads_which_row(make):
     model, tuning = prepare(config)
     network = Tuner(tuning, config, config.run(model), Recorder(), dtype=torch.float64).model
     count = len(tuning.held_rows)
-    nats, tokens = rows_loss(network, tuning.held_rows, count, 2)
-    assert tokens == int(tuning.held_rows.trained.sum()) > 0
+    whole = measure(network, tuning.held_rows, count, 2)
+    assert whole.tokens == int(tuning.held_rows.trained.sum()) > 0
     for parts in (2, 3, 5):
-        shares = [rows_loss(network, tuning.held_rows, count, 2, part, parts) for part in range(parts)]
-        assert sum(n for n, _ in shares) == pytest.approx(nats, abs=1e-9)
-        assert sum(t for _, t in shares) == tokens
+        shares = [measure(network, tuning.held_rows, count, 2, Share(n, parts)) for n in range(parts)]
+        assert sum(share.nats for share in shares) == pytest.approx(whole.nats, abs=1e-9)
+        assert sum(share.tokens for share in shares) == whole.tokens
+        assert sum(share.answers_right for share in shares) == whole.answers_right
