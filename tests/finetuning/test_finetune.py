@@ -221,3 +221,18 @@ def test_the_configuration(root, tmp_path, base):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             load_finetune_config(path)
+
+
+def test_tuning_can_extend_the_context(make):
+    texts = [{"text": f"The sky is blue, number {number}. " * 12} for number in range(6)]
+    batch = {"sequences": 2, "sequence_length": 200}
+    with pytest.raises(
+        InputError, match="sequence_length 200 is longer than model.max_position_embeddings 128"
+    ):
+        prepare(make(texts, batch=batch))
+    longer = {"rope_theta": 1e5, "max_position_embeddings": 256}
+    console = Recorder()
+    run = finetune(make(texts, batch=batch, adapt=longer, data={"held_out_share": 0}), console=console)
+    assert any("context changed from 128 to 256 and rotary base" in message for message in console.messages)
+    config = open_path(run)[0].config
+    assert (config.rope_theta, config.max_position_embeddings) == (1e5, 256)
