@@ -88,3 +88,37 @@ def test_a_dry_run_goes_with_the_plan(run, original):
     said = run("plan", "run.yml", "--gpus", 256, "--gpu", "a100-40gb", "--dry-run", "--json")
     about = json.loads(said.out)["dry_run"]
     assert about["faults"] == [] and about["weights"] == [43_689_040, 43_689_040]
+
+
+def test_plan_of_fine_tuning(run, inside):
+    said = run("plan", "--finetune")
+    assert said.code == 0 and "stablelm-3b-4e1t, 2,795,443,200 parameters" in said.out
+    for words in (
+        "8 GB",
+        "40 GB",
+        "full, bf16-pure",
+        "LoRA 16",
+        "QLoRA 16, 4 bits",
+        "activations",
+        "27 rows",
+    ):
+        assert words in said.out
+    about = json.loads(run("plan", "stablelm-1m", "--finetune", "--rank", 4, "--memory", 2, "--json").out)
+    assert about["sequence_length"] == 256 and about["sizes_gb"] == [2]
+    assert [m["method"]["rank"] for m in about["methods"]] == [None, None, 4, 4, 4]
+    values = {"model": "stablelm-1m", "data": {"paths": ["x.jsonl"]}, "batch": {"sequence_length": 64}}
+    (inside / "tune.yml").write_text(yaml.safe_dump(values))
+    about = json.loads(run("plan", "tune.yml", "--finetune", "--set", "recompute=none", "--json").out)
+    assert (about["sequence_length"], about["recompute"]) == (64, "none")
+
+
+def test_mistakes_about_fine_tuning(run, inside):
+    for arguments, words in (
+        (["nothing", "--finetune"], "neither a model nor a preset"),
+        (["--finetune", "--gpus", "8"], "--gpus does not go with --finetune"),
+        (["run.yml", "--rank", "8"], "--rank goes with --finetune"),
+        (["--finetune", "--set", "a=1"], "--set changes a YAML run"),
+        ([], "stablelm plan --finetune"),
+    ):
+        said = run("plan", *arguments)
+        assert said.code == 2 and said.out == "" and words in said.err and "Traceback" not in said.err
