@@ -42,6 +42,10 @@ def finetune(
             "adapter.method says.",
         ),
     ] = None,
+    quantize: Annotated[
+        int | None,
+        typer.Option(help="With --lora: keep the model under the adapter in 4 or 8 bits (QLoRA)."),
+    ] = None,
     held_out: Annotated[
         list[str] | None,
         typer.Option(help="Examples to measure on; may be repeated.", show_default="5 % of DATA"),
@@ -85,6 +89,7 @@ def finetune(
         "batch.sequence_length": sequence_length,
         "preference.loss": preference,
         "adapter.rank": lora,
+        "quantize": quantize,
         "evaluation.patience": early_stopping,
     }
     if keep_best and not any(change.startswith("evaluation.best=") for change in set_ or []):

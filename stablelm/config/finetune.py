@@ -160,6 +160,9 @@ class FinetuneConfig(Schema):
     """What the model learns from."""
     adapter: TuningAdapterConfig = Field(default_factory=TuningAdapterConfig)
     """Trains an adapter (LoRA, rsLoRA, DoRA) instead of the whole model."""
+    quantize: Literal[4, 8] | None = None
+    """Keeps the matrices under an adapter in so many bits (QLoRA): a fraction of the memory, and a coarser
+    model. null keeps them in the precision of the arithmetic, or as packed as they are in the files."""
     preference: PreferenceConfig = Field(default_factory=PreferenceConfig)
     """Learn from comparisons of answers instead (docs/preference.md)."""
     epochs: float | str = 3
@@ -226,6 +229,8 @@ class FinetuneConfig(Schema):
                 "adapt does not go with adapter: PEFT's files have no place for another architecture; adapt "
                 "the whole model first, then train an adapter on the result"
             )
+        if self.quantize and not self.adapter.rank:
+            raise ValueError("quantize keeps the model under an adapter in few bits; give adapter.rank, too")
         if self.evaluation.judged_by and not (self.data.held_out or self.data.held_out_share):
             raise ValueError(
                 "evaluation.best and patience need held-out examples; set data.held_out_share above 0, or "

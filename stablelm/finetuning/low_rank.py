@@ -2,8 +2,10 @@
 
 The base model is opened in the precision of its files and kept frozen in that of the arithmetic (bf16 where
 the run computes in bf16), the adapter in float32: 5.6 GB and 16 bytes a trained number for the 2.8B model,
-and never a float32 copy. A checkpoint holds the adapter, its moments and where the base model is
-(`base.json`). On a mesh each process opens the base whole, then keeps its share."""
+and never a float32 copy. Its matrices may be packed in 4 or 8 bits (QLoRA; Dettmers et al., 2023): already
+in its files, or rounded one by one as it is opened, which a run that resumes does again. A checkpoint holds
+the adapter, its moments and where the base model is (`base.json`). On a mesh each process opens the base
+whole, then keeps its share."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,14 @@ import torch
 
 from stablelm.config import ModelConfig, RunConfig
 from stablelm.config.adapter import AdapterConfig
-from stablelm.inference.quantization import is_packed
+from stablelm.inference.quantization import Recipe, compute_exactly, is_packed, quantize
 from stablelm.interchange import open_path
-from stablelm.interchange.base import BASE, Base
+from stablelm.interchange.base import BASE, Base, reread
+from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.native import result_of
-from stablelm.interchange.open import fingerprint_of
+from stablelm.interchange.neox import is_neox
+from stablelm.interchange.open import fingerprint_of, locate
 from stablelm.interchange.peft import CONFIG, extract_adapter, peft_config
 from stablelm.interchange.provenance import ancestors_of
 from stablelm.model import StableLM
@@ -40,15 +44,21 @@ def build_adapted(
     layout: Layout,
     device: torch.device,
     dtype: torch.dtype | None = None,
+    bits: int | None = None,
 ) -> tuple[StableLM, Start, Base]:
     """`config.init` with a fresh adapter on it, ready for the mesh; what is known of it; which base it is.
 
-    `dtype` replaces the precision of weights, adapter and arithmetic (float64 in tests)."""
+    `dtype` replaces the precision of weights, adapter and arithmetic (float64 in tests). `bits` rounds the
+    base model's matrices first, one at a time."""
     name, run = str(config.init), Path(config.out)
     folder = resolve(name)
     model, tokenizer = open_path(folder)
     adaptation(model.config, config, name)  # refuses another architecture
-    base = Base.of(name, folder, fingerprint_of(folder, model), run)
+    base = Base.of(name, folder, fingerprint_of(folder, model), run, bits)
+    if bits is not None:
+        place = folder if is_gguf(folder) or is_neox(folder) else locate(folder)
+        quantize(model, Recipe.of(bits), weights=reread(place, model))
+    compute_exactly(model)
     computed, kept = dtype or _ARITHMETIC[config.precision], dtype or KEPT[config.precision]
     model.to(computed)  # one matrix at a time; those that are so already stay where they lie
     attach(model, adapter, seed=config.seed)

@@ -52,7 +52,7 @@ from stablelm.training.parallel.apply import reshard
 from stablelm.training.trainer import train_by
 
 _FIXED = {
-    "": ("neftune", "label_smoothing"),
+    "": ("neftune", "label_smoothing", "quantize"),
     "preference": ("loss", "beta", "label_smoothing", "desirable_weight", "undesirable_weight"),
     "adapter": tuple(sorted(TuningAdapterConfig.model_fields, key=lambda name: name != "rank")),
     "data": (
@@ -92,7 +92,7 @@ def tuner_of(data: TuningData, config: FinetuneConfig) -> Callable[..., Trainer]
 
 def prepare(config: FinetuneConfig) -> tuple[ModelConfig, TuningData]:
     """Architecture of the base model, and the examples as it will read them; no weight is read."""
-    model, tokenizer = open_base(config.model)
+    model, tokenizer = open_base(config.model, config.adapter.rank, config.quantize)
     config.run(model)  # settings that do not fit are told before the examples are read
     if (adapter := config.adapter.asked()) is not None:
         trained_numbers(adapter, model)
@@ -100,19 +100,22 @@ def prepare(config: FinetuneConfig) -> tuple[ModelConfig, TuningData]:
     return model, kind(config, model, tokenizer)
 
 
-def open_base(name: str) -> tuple[ModelConfig, Tokenizer]:
-    """Configuration and tokenizer of the model to be tuned; `InputError` where it cannot be."""
+def open_base(name: str, rank: int = 0, bits: int | None = None) -> tuple[ModelConfig, Tokenizer]:
+    """Configuration and tokenizer of the model to be tuned, by an adapter of `rank` or (0) whole, upon its
+    weights in `bits` if given; `InputError` where it cannot be."""
     folder = resolve(name)
     if is_gguf(folder) or is_neox(folder) or is_adapter(folder):  # whose configuration comes with the weights
         network, found = open_path(folder)
         config, tokenizer = network.config, found
     else:
         place = locate(folder)
-        if is_quantized(place):
+        if is_quantized(place) and not rank:
             raise InputError(
-                f"{name}: its weights are packed, and packed weights cannot be trained. Tune the model that "
-                "they were made from, and quantise the result."
+                f"{name}: its weights are packed, and packed weights cannot be trained; an adapter on them "
+                "can: --lora 16. Or tune the model that they were made from."
             )
+        if is_quantized(place) and bits is not None:
+            raise InputError(f"{name}: its weights are packed already; leave --quantize {bits} away.")
         config = from_huggingface(read_config(place), str(place / "config.json"))
         tokenizer = Tokenizer.from_file(place) if (place / "tokenizer.json").is_file() else None
     if tokenizer is None:
@@ -165,7 +168,8 @@ class Tuner(Trainer):
         if self.adapter is None:
             return super().build(dtype)
         config, adapter = self.config, self.adapter
-        model, start, self.base = build_adapted(config, adapter, self.layout, self.device, dtype)
+        built = build_adapted(config, adapter, self.layout, self.device, dtype, self.settings.quantize)
+        model, start, self.base = built
         return model, start
 
     def files(self) -> dict[str, bytes]:

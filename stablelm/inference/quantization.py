@@ -7,7 +7,7 @@ the blocks are calibrated in order, each on what the already rounded ones before
 al., 2022), with the scales searched by the errors that matter, each column weighed by the mean square of its
 inputs. Rejected: zero points (one more product a group), 3 bits and less."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -190,6 +190,13 @@ def is_packed(model: StableLM) -> bool:
     return isinstance(model.lm_head, QuantizedLinear)
 
 
+def compute_exactly(model: StableLM) -> None:
+    """Has the packed layers compute as in training, also where nothing is learnt."""
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear):
+            layer.exact = True
+
+
 def projections(model: StableLM) -> list[tuple[str, Linear]]:
     """What is rounded, by name: every projection of the blocks, then the head."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]
@@ -213,11 +220,13 @@ def quantize(
     recipe: Recipe,
     calibration: Sequence[Tensor] = (),
     progress: Callable[[str], object] = lambda name: None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Recipe:
     """Rounds the model in place and returns the recipe as it was done; arithmetic stays in the dtype it had.
 
     `calibration`: batches of ids [B, S] of real text, some thousand tokens in all. `progress` is called with
-    the name of every matrix that is done. `InputError` for weights that are not finite."""
+    the name of every matrix that is done. `weights` gives the tensors instead of the model, one at a time,
+    where what is read of a memory-mapped model would stay. `InputError` for weights that are not finite."""
     if is_packed(model):
         raise InputError("the model is quantised already; start from the original.")
     require_none(model, "quantise")
@@ -245,12 +254,12 @@ def quantize(
         layers = [(prefix + name, m) for name, m in block.named_modules() if isinstance(m, Linear)]
         seen = _inputs(layers, forward)
         for name, layer in layers:
-            _round(model, name, layer, recipe.bits, recipe.group, seen.get(name))
+            _round(model, name, layer, recipe.bits, recipe.group, seen.get(name), weights)
             progress(name)
         hidden = forward()
     flat = [model.model.norm(x).flatten(0, 1).float() for x in hidden]
     among = sum(x.T @ x for x in flat) / sum(map(len, flat)) if flat else None
-    _round(model, "lm_head", model.lm_head, recipe.head_bits, recipe.group, among)
+    _round(model, "lm_head", model.lm_head, recipe.head_bits, recipe.group, among, weights)
     progress("lm_head")
     return Recipe(recipe.bits, recipe.group, recipe.head_bits, bool(calibration))
 
@@ -261,11 +270,14 @@ def _put(model: StableLM, name: str, packed: Packed, bias: Tensor | None) -> Non
     setattr(model.get_submodule(above), last, kind(packed, None if bias is None else bias.detach()))
 
 
-def _round(model: StableLM, name: str, layer: Linear, bits: int, group: int, among: Any) -> None:
+def _round(
+    model: StableLM, name: str, layer: Linear, bits: int, group: int, among: Any,
+    weights: Mapping[str, Tensor] | None,
+) -> None:  # fmt: skip
     """Replaces a projection; `among` [K, K] is the mean of x xᵀ over its inputs, or None."""
     from stablelm.kernels.cpu.rounding import round_groups
 
-    weight = layer.weight.detach().float()
+    weight = (layer.weight.detach() if weights is None else weights[f"{name}.weight"]).float()
     if not bool(weight.isfinite().all()):
         raise InputError(f"tensor {name}.weight holds NaN or infinity; a broken model cannot be quantised.")
     levels, scales = round_groups(weight, bits, group, None if among is None else among.diagonal())

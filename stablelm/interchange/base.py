@@ -12,15 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stablelm.config import InputError
+from stablelm.inference.quantization import BITS
 from stablelm.interchange.hub import resolve
+from stablelm.interchange.huggingface import stored_tensors
 from stablelm.interchange.native import is_checkpoint
 from stablelm.interchange.peft import CONFIG, stored_parts
-from stablelm.interchange.weights import read_tensor
+from stablelm.interchange.weights import Reread, read_headers, read_tensor
 from stablelm.model import StableLM
 from stablelm.model.fingerprint import digest
 from stablelm.storage import fingerprint, json_bytes, read_json
 
-BASE = "base.json"
+BASE, SETTINGS = "base.json", "config.json"
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Base:
     """Where it lay, from the run's directory on; None for a Hub id."""
     fingerprint: str | None = None
     """Of its weights; None when another program wrote the adapter."""
+    bits: int | None = None
+    """Of its matrices, which the training rounded when it opened it (QLoRA); None where it did not."""
 
     @classmethod
-    def of(cls, name: str, folder: Path, fingerprint: str, run: Path) -> "Base":
+    def of(cls, name: str, folder: Path, fingerprint: str, run: Path, bits: int | None = None) -> "Base":
         """The model called `name`, found in `folder`, as the base of what `run` trains."""
         beside = os.path.relpath(folder.resolve(), run.resolve()) if Path(name).exists() else None
-        return cls(name, beside, fingerprint)
+        return cls(name, beside, fingerprint, bits)
 
     @classmethod
     def read(cls, directory: Path) -> "Base":
@@ -55,7 +59,8 @@ class Base:
         values = read_json(directory / BASE)
         try:
             found = cls(**values)
-            if all(isinstance(value, str) for value in (found.model, found.fingerprint)):
+            texts = all(isinstance(value, str) for value in (found.model, found.fingerprint))
+            if texts and found.bits in (None, *BITS):
                 return found
         except TypeError:
             pass
@@ -94,10 +99,17 @@ class Base:
             )
 
 
+def reread(folder: Path, model: StableLM) -> Reread:
+    """The tensors of a model as `open_path(folder)` gave it in its own precision, one at a time."""
+    if is_checkpoint(folder):
+        return Reread(model, read_headers(sorted((folder / "model").glob("*.safetensors"))))
+    return Reread(model, stored_tensors(folder) if (folder / SETTINGS).is_file() else {})
+
+
 def base_fingerprint(folder: Path, model: StableLM) -> str:
     """Of the weights of a model as it was opened from `folder`, as `locate` gives it, in its own
     precision."""
     if not (folder / CONFIG).is_file():
-        return digest(model.state_dict())
+        return digest(reread(folder, model))
     parts = {name: read_tensor(key, stored) for name, (key, stored) in stored_parts(folder).items()}
     return fingerprint([Base.read(folder).fingerprint, read_json(folder / CONFIG), digest(parts)])

@@ -9,8 +9,8 @@ import torch
 
 from stablelm.config import InputError, ModelConfig
 from stablelm.config.model import from_huggingface
-from stablelm.inference.quantization import is_packed
-from stablelm.interchange.base import Base, base_fingerprint
+from stablelm.inference.quantization import Recipe, is_packed, quantize
+from stablelm.interchange.base import Base, base_fingerprint, reread
 from stablelm.interchange.gguf import is_gguf, load_gguf
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.huggingface import INDEX, WEIGHTS, load_pretrained, read_config
@@ -69,6 +69,10 @@ def _open_adapted(
         check_weights(found)
     base = Base.read(found)
     model, tokenizer = open_base(base, found, build)
+    if base.bits is not None and not is_packed(model):  # as it was when the adapter was trained upon it
+        folder = base.find(found)
+        place = folder if is_gguf(folder) or is_neox(folder) else locate(folder)
+        quantize(model, Recipe.of(base.bits), weights=reread(place, model))
     if is_packed(model):
         model.compute_dtype = dtype or model.compute_dtype
         load_adapter(model, found)

@@ -10,7 +10,7 @@ can run code."""
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,24 @@ def build_model(
 def read_tensor(name: str, stored: StoredTensor) -> Tensor:
     """One tensor as it is stored, on the CPU."""
     return _read({name: stored}, stored.dtype, "cpu")[name]
+
+
+class Reread(Mapping[str, Tensor]):
+    """A model's tensors, read from its files again one at a time: no page of them stays in memory, as it does
+    where the memory-mapped model itself is read. Those that no file has are the model's own."""
+
+    def __init__(self, model: StableLM, stored: Mapping[str, StoredTensor]) -> None:
+        self._own, self._stored = model.state_dict(), stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        own = self._own[name]
+        return read_tensor(name, self._stored[name]).to(own.dtype) if name in self._stored else own
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 def _read(
