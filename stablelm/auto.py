@@ -16,9 +16,11 @@ from stablelm.inference import Decoding, Sampling, generate_ids
 from stablelm.inference.quantization import Recipe, is_packed
 from stablelm.inference.quantization import quantize as round_model
 from stablelm.interchange import open_path, save_pretrained
+from stablelm.interchange.adapters import attach_all, checked, named
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.open import locate
 from stablelm.model import StableLM
+from stablelm.model.adapters import names_of, use
 from stablelm.planning import resolve_device
 from stablelm.tokenizer import Tokenizer
 
@@ -86,6 +88,15 @@ class PretrainedStableLM(StableLM):
                 "model.cuda(): this machine has no usable CUDA GPU. Without that line it runs here."
             )
         return super().cuda(device)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that the model carries."""
+        return names_of(self)
+
+    def use_adapter(self, name: str | None) -> None:
+        """Switches to one of them; None is the base model, to the bit. Nothing is read or written."""
+        use(self, name)
 
     def save_pretrained(self, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
         """Writes a new directory in the Hugging Face layout, with the tokenizer that came with the model."""
@@ -179,17 +190,26 @@ def load(
     device: str | torch.device = "cpu",
     quantize: int | None = None,
     group: int = 64,
+    adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path] = (),
 ) -> tuple[PretrainedStableLM, Tokenizer]:
     """Model and tokenizer of a path, ready for `generate`; `InputError` when one of them is not there.
 
     `quantize` 4 or 8 rounds the weights to that many bits, with a scale every `group` columns, while loading;
-    `stablelm quantize` does it once and for all."""
+    `stablelm quantize` does it once and for all. `adapters` are directories in PEFT's format, or runs that
+    trained one, by name or each with its directory's name; the first is in use, and `model.use_adapter`
+    switches."""
     recipe = None if quantize is None else Recipe.of(quantize, group)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device)
+    if isinstance(adapters, str | Path):
+        adapters = [adapters]
+    chosen = adapters if isinstance(adapters, Mapping) else named([str(one) for one in adapters])
+    found = checked(model, resolve(path), chosen)
     if recipe is not None:
         if is_packed(model):
             raise InputError(f"{path}: quantised already; leave quantize= away, or load the original.")
         round_model(model, recipe)
+    if found:
+        model.tokenizer = attach_all(model, found) or model.tokenizer
     if model.tokenizer is None:
         return model, AutoTokenizer.from_pretrained(path)  # which says what is missing
     return model, model.tokenizer

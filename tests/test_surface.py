@@ -18,7 +18,7 @@ SIGNATURES = {
         "path, *, torch_dtype=None, dtype=None, device_map=None, attn_implementation=None, "
         f"use_flash_attention_2=False, {HUB}",
     "AutoTokenizer.from_pretrained": f"path, *, {HUB}",
-    "load": "path, dtype=None, device='cpu', quantize=None, group=64",
+    "load": "path, dtype=None, device='cpu', quantize=None, group=64, adapters=()",
     "generate": f"model, tokenizer, prompt, *, {SAMPLING}, lookup=False, cache=None, beams=1, "
         "length_penalty=1.0, best_of=1, window=None, sinks=4, prefix=None",
     "evaluate": "models, *, suite=None, tasks=(), data=None, limit=None, out=None, dtype=None, "

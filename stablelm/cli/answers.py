@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def answer_file(
     A prompt that does not fit is refused before the first is answered. A beginning that all prompts have is
     read once."""
     from stablelm.inference import generate
+    from stablelm.model.adapters import names_of, use
 
     context, how = model.config.max_position_embeddings, how or {}
     for one in prompts if how.get("window") is None else ():
@@ -81,7 +83,8 @@ def answer_file(
                 f"{max_new_tokens:,} that is more than the model's context of {context:,}. Shorten it, ask "
                 "for fewer, or let it lose its beginning: --truncate left."
             )
-    asked = [[one.id, one.given, one.text] for one in prompts]
+    adapted = bool(names_of(model))
+    asked: list[list[Any]] = [[one.id, one.given, one.text] + [one.adapter] * adapted for one in prompts]
     settings = {
         **facts, "prompts": fingerprint(asked), "max_new_tokens": max_new_tokens, "stop": list(stop),
         "batch": batch, "version": stablelm.__version__, **json.loads(json.dumps(asdict(sampling))), **how,
@@ -91,15 +94,18 @@ def answer_file(
     with directory_lock(work):
         done = work / "done.jsonl"
         kept = _resume(work, settings, prompts, batch)
-        if how.get("window") is None:
+        if how.get("window") is None and not adapted:  # what an adapter reads is its own
             how = {**how, "prefix": _beginning(model, tokenizer, prompts, how.get("cache"))}
         began, first = time.perf_counter(), kept
         for start in range(kept, len(prompts), batch):
-            some = prompts[start : start + batch]
-            texts = generate(
-                model, tokenizer, [one.text for one in some], max_new_tokens=max_new_tokens, stop=stop,
-                sampling=sampling.shifted(start), **how,
-            )  # fmt: skip
+            some, texts = prompts[start : start + batch], list[str]()
+            for adapter, alike in groupby(some, lambda one: one.adapter):
+                if adapted:
+                    use(model, adapter)
+                texts += generate(
+                    model, tokenizer, [one.text for one in alike], max_new_tokens=max_new_tokens, stop=stop,
+                    sampling=sampling.shifted(start + len(texts)), **how,
+                )  # fmt: skip
             lines = [
                 json.dumps({"id": one.id, "prompt": one.given, "text": text}, ensure_ascii=False) + "\n"
                 for one, text in zip(some, texts, strict=True)

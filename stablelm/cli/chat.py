@@ -66,6 +66,9 @@ def chat(
         int | None, typer.Option(min=0, help="Answer n draws with SEED + n.", show_default="random")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="An adapter in PEFT's format, or a run that trained one.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Talk with MODEL through its tokenizer's chat template; a base model continues the text instead.
@@ -86,7 +89,7 @@ def chat(
     first = secrets.randbelow(2**31) if seed is None else seed
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, first)
     StopMatcher(stop or ())  # refused before the weights are read
-    network, tokenizer = load(model, device=resolve_device(device))
+    network, tokenizer = load(model, device=resolve_device(device), adapters=adapter or ())
     context = network.config.max_position_embeddings
     read_before = PrefixCache(network)
     talk = Conversation(tokenizer, network.config.bos_token_id, system)

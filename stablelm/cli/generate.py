@@ -59,6 +59,13 @@ def generate(
     suffix: Annotated[
         Path | None, typer.Option(help="With --infill: what follows, a file; PROMPT is what precedes.")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="An adapter in PEFT's format, or a run that trained one; of several, a .jsonl line chooses.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     beams: Annotated[
         int, typer.Option(help="Above 1: search for a likely text with so many beams; nothing is drawn.")
@@ -93,8 +100,8 @@ def generate(
 ) -> None:
     """Continue PROMPT with MODEL. A PROMPT that begins with a dash comes last, after --.
 
-    With --file prompts.jsonl --out answers.jsonl each line {"prompt": …, "id"?: …} becomes a line {"id",
-    "prompt", "text"}; line n draws with SEED + n; the same command goes on after an interruption.
+    With --file prompts.jsonl --out answers.jsonl each line {"prompt": …, "id"?: …, "adapter"?: …} becomes a
+    line {"id", "prompt", "text"}; line n draws with SEED + n; the same command goes on after an interruption.
 
     Example: stablelm generate runs/demo/model "The quick brown" --temperature 0 --stop "."
 
@@ -113,6 +120,7 @@ def generate(
     from stablelm.inference import Decoding, PrefixCache, Sampling, Window, stream
     from stablelm.inference import generate as write
     from stablelm.inference.window import SINKS
+    from stablelm.interchange.adapters import adapter_directory, named
     from stablelm.planning import resolve_device
     from stablelm.planning.speed import speed_of
     from stablelm.storage import refuse_existing
@@ -155,8 +163,12 @@ def generate(
         refuse_existing(save_prefix)
     if prefix is not None and not prefix.is_file():
         raise InputError(f"{prefix}: no such file. Make it with --save-prefix.")
+    adapters = named(adapter or ())
+    if len(adapters) > 1 and not many:
+        raise InputError("one prompt takes one --adapter; the lines of a .jsonl choose among several.")
+    places = {name: adapter_directory(path) for name, path in adapters.items()}
     if many and file:
-        prompts = read_prompts(file)
+        prompts = read_prompts(file, list(adapters))
     else:
         alone = read_text(file or prompt or "", whole=infill)
         if suffix is not None:
@@ -180,7 +192,7 @@ def generate(
         frequency_penalty, logit_bias(bias or ()), ban_id or (), allow_id or None, min_new_tokens,
     )  # fmt: skip
     way.check(sampling)
-    network, tokenizer = load(model, device=resolve_device(device))
+    network, tokenizer = load(model, device=resolve_device(device), adapters=adapters)
     if infill:
         tokenizer = InfillingTokenizer(tokenizer)
     if way.window is not None:
@@ -190,7 +202,9 @@ def generate(
     if out is not None:
         say = (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
         answer_file(out, network, tokenizer, prompts, sampling, max_new_tokens, stop or (), batch,
-                    {"model": stamp(model), **({"infill": True} if infill else {})}, say, how)  # fmt: skip
+                    {"model": stamp(model), **({"infill": True} if infill else {}),
+                     **{f"adapter {name}": stamp(place) for name, place in places.items()}},
+                    say, how)  # fmt: skip
         return
     text = prompts[0].text
     read, skipped = tokenizer.encode(text) or [tokenizer.eos_id], 0

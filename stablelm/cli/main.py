@@ -32,6 +32,7 @@ def application() -> "typer.Typer":
     import typer
 
     from stablelm.cli import (
+        adapter,
         benchmark,
         chat,
         checkpoint,
@@ -67,6 +68,7 @@ def application() -> "typer.Typer":
     )  # fmt: skip
     for verb in verbs:
         app.command()(verb)
+    app.add_typer(adapter.app, name="adapter")
     app.add_typer(checkpoint.app, name="checkpoint")
     app.add_typer(config.app, name="config")
     app.add_typer(data.app, name="data")

@@ -34,6 +34,9 @@ def perplexity(
     dtype: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="Precision; auto is that of the files.")
     ] = "auto",
+    adapter: Annotated[
+        str | None, typer.Option(help="An adapter in PEFT's format, or a run that trained one.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Loss, perplexity and bits per byte of MODEL on each of FILES, ± a standard error over documents.
@@ -60,8 +63,9 @@ def perplexity(
         if not sum(bool(text) for text in documents(file, key)):  # every line, before the model is read
             raise InputError(f"{file}: holds no text.")
     network, tokenizer = load(
-        model, dtype=None if dtype == "auto" else precision(dtype), device=resolve_device(device)
-    )
+        model, dtype=None if dtype == "auto" else precision(dtype), device=resolve_device(device),
+        adapters=adapter or (),
+    )  # fmt: skip
     context = network.config.max_position_embeddings
     window = context if window is None else window
     stride = window if stride is None else stride

@@ -25,6 +25,8 @@ class Prompt:
     """Of a file of prompts, from 1."""
     id: str | int = 0
     """As the line gives it; else the line's number."""
+    adapter: str | None = None
+    """The name of the adapter that writes; None is the base model."""
 
 
 def read_text(source: str | Path, *, whole: bool = False) -> str:
@@ -43,15 +45,17 @@ def read_text(source: str | Path, *, whole: bool = False) -> str:
     return text if typed or whole else text.removesuffix("\n").removesuffix("\r")
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """The lines {"prompt": …, "id"?: …} of a .jsonl file; `InputError` names the first line that is wrong."""
+def read_prompts(path: Path, adapters: Sequence[str] = ()) -> list[Prompt]:
+    """The lines {"prompt": …, "id"?: …, "adapter"?: …} of a .jsonl file; `InputError` names the first line
+    that is wrong. A line chooses one of `adapters`, or null for none; where there is one, that is the
+    default."""
     found: list[Prompt] = []
     seen: dict[str | int, int] = {}
     for number, where, record in json_lines(path):
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise InputError(f'{where}: wants {{"prompt": "…"}}, and may have an "id".')
-        if unknown := sorted(record.keys() - {"prompt", "id"}):
-            raise InputError(f"{where}: unknown key {unknown[0]!r}; a line has prompt and id alone.")
+        if unknown := sorted(record.keys() - {"prompt", "id", "adapter"}):
+            raise InputError(f"{where}: unknown key {unknown[0]!r}; a line has prompt, id and adapter alone.")
         name = record.get("id", number)
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise InputError(f"{where}: the id must be text or a whole number, not {name!r}.")
@@ -60,10 +64,23 @@ def read_prompts(path: Path) -> list[Prompt]:
         if any("\ud800" <= letter <= "\udfff" for letter in f"{name}{record['prompt']}"):
             raise InputError(f"{where}: half of a surrogate pair, which is no character.")
         seen[name] = number
-        found.append(Prompt(record["prompt"], record["prompt"], number, name))
+        adapter = _adapter(record, adapters, where)
+        found.append(Prompt(record["prompt"], record["prompt"], number, name, adapter))
     if not found:
         raise InputError(f"{path}: holds no prompt.")
     return found
+
+
+def _adapter(record: dict[str, object], adapters: Sequence[str], where: str) -> str | None:
+    if "adapter" not in record and len(adapters) < 2:
+        return adapters[0] if adapters else None
+    name = record.get("adapter", "")
+    if name is None or (isinstance(name, str) and name in adapters):
+        return name
+    known = ", ".join(adapters) or "none: give them with --adapter"
+    if "adapter" not in record:
+        raise InputError(f'{where}: several adapters are given; choose one with "adapter" ({known}, null).')
+    raise InputError(f"{where}: the adapter {name!r} is not given; there are {known}.")
 
 
 def truncate_left(tokenizer: "Tokenizer", text: str, room: int) -> tuple[str, int]:

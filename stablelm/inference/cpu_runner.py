@@ -19,6 +19,7 @@ from stablelm.inference.quantization import FEW_ROWS, QuantizedHead, QuantizedLi
 from stablelm.inference.runner import CHUNK, ModelRunner, kv_bytes, require_memory
 from stablelm.kernels.cpu.packing import Packed
 from stablelm.model import StableLM
+from stablelm.model.adapters import active, own_class
 from stablelm.model.head import Head
 from stablelm.model.linear import Linear
 
@@ -31,7 +32,9 @@ _KNOWN = (QuantizedLinear, QuantizedHead)
 
 def why_not(model: StableLM, device: torch.device | None = None) -> str | None:
     """Why the CPU kernels do not run this model where it is, or would not on `device`; None when they do."""
-    if type(model.lm_head) not in (Head, QuantizedHead):
+    if (adapter := active(model)) is not None:
+        return f"the adapter {adapter!r} is in use"
+    if own_class(model.lm_head) not in (Head, QuantizedHead):
         return f"lm_head is a {type(model.lm_head).__name__}"
     dtype = model.compute_dtype or model.dtype
     if (place := device or model.device).type != "cpu":
@@ -47,12 +50,12 @@ def why_not(model: StableLM, device: torch.device | None = None) -> str | None:
     except ImportError as error:
         return f"Numba cannot be used here ({error})"
     for name, layer in model.named_modules():
-        if type(layer) in (Linear, Head):
+        if own_class(layer) in (Linear, Head):
             matrix: Any = layer.weight
             if dtype != torch.bfloat16 or not takes(matrix):
                 shape = f"{str(matrix.dtype).removeprefix('torch.')} {list(matrix.shape)}"
                 return f"{name} is neither packed nor bfloat16 with columns in 32s: {shape}"
-        elif isinstance(layer, (nn.Linear, QuantizedLinear)) and type(layer) not in _KNOWN:
+        elif isinstance(layer, (nn.Linear, QuantizedLinear)) and own_class(layer) not in _KNOWN:
             return f"{name} is a {type(layer).__name__}"
     return None
 

@@ -173,6 +173,12 @@ def _adapted(kind: Any) -> Any:
     return type(f"Adapted{kind.__name__}", (mixin, kind), {})
 
 
+def own_class(layer: nn.Module) -> type[nn.Module]:
+    """A layer's class, without the adapters that it carries."""
+    kind = type(layer)
+    return cast(type[nn.Module], kind.__bases__[1]) if isinstance(layer, _Adapted) else kind
+
+
 def linear_layers(model: nn.Module) -> dict[str, Any]:
     """Layers that an adapter can stand on, by name, in the model's order."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "row_norms")}
@@ -332,7 +338,7 @@ def detach(model: nn.Module, name: str) -> None:
         if layer.active == name:
             layer.active = None
         if not layer.adapters:
-            layer.__class__ = type(layer).__bases__[1]
+            layer.__class__ = own_class(layer)
             del layer.adapters, layer.active
 
 
@@ -375,6 +381,6 @@ def require_none(model: nn.Module, what: str) -> None:
     """Refuses to do `what` to a model with adapters, where they would be lost in silence."""
     if names := names_of(model):
         raise InputError(
-            f"{what}: the model carries an adapter ({names[0]}), which would be lost. Merge it first, or "
-            "take it away."
+            f"{what}: the model carries an adapter ({names[0]}), which would be lost. Merge it first "
+            "(stablelm adapter merge), or take it away."
         )
