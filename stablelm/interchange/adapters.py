@@ -45,8 +45,8 @@ _EXACT = 1024
 
 
 def adapter_directory(path: str | Path) -> Path:
-    """Where the adapter lies that `path` means: there, or in a run's newest checkpoint."""
-    folder = Path(path)
+    """Where the adapter lies that `path` (also a Hub id) means: there, or in a run's newest checkpoint."""
+    folder = resolve(path)
     for found in (folder, newest_checkpoint(folder) if folder.is_dir() else None, folder / "adapter"):
         if found is not None and is_adapter(found):
             return found
