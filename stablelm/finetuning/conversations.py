@@ -14,7 +14,7 @@ Trained are the tokens of each answer and the separator after it. What the templ
 separator is left out: nothing would learn from it."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -140,12 +140,38 @@ def checked_text(value: Any, where: str) -> str:
     return value
 
 
+Encode = Callable[[Sequence[str]], list[list[int]]]
+
+
+class Later:
+    """Encodes the texts of many records at once: a call gives empty lists of ids, `fill` fills them all."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._texts: list[str] = []
+        self._ids: list[list[int]] = []
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """A list for each text, to be filled."""
+        given: list[list[int]] = [[] for _ in texts]
+        self._texts += texts
+        self._ids += given
+        return given
+
+    def fill(self) -> None:
+        """Puts the ids into every list that was given since the last time."""
+        for given, ids in zip(self._ids, self._encode(self._texts), strict=True):
+            given.extend(ids)
+        self._texts, self._ids = [], []
+
+
 class ChatEncoder:
     """Conversations to segments, by one template and tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, template: str, bos_id: int) -> None:
         """`bos_id`: the model's, for templates that write it."""
         self.tokenizer, self.template, self.eos_id = tokenizer, template, tokenizer.eos_id
+        self.encode: Encode = tokenizer.encode_documents
         self.eos, self.bos = (tokenizer.id_to_token(i) or "" for i in (tokenizer.eos_id, bos_id))
         spelled = {tokenizer.id_to_token(number) or "": number for number in tokenizer.special_ids}
         self._special = {text: number for text, number in spelled.items() if text}
@@ -194,7 +220,7 @@ class ChatEncoder:
                 runs.append((self._special[found[0]], trained))
                 done = found.end()
             add(text[done:], trained)
-        encoded = iter(zip(texts, self.tokenizer.encode_documents(texts), strict=True))
+        encoded = iter(zip(texts, self.encode(texts), strict=True))
         for number, trained in runs:
             if number >= 0:
                 yield Segment([number], trained, 0)

@@ -11,7 +11,7 @@ begins, like a text, behind a separator. A text may be rearranged for filling in
 between them, are the user's message.
 
 An example holds its ids as a sample does: v is trained, ~v (negative) is read only. All are held in memory,
-8 bytes a token with the rows made of them."""
+8 bytes a token with the rows made of them. The texts of 512 records are encoded in one call."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,9 @@ from stablelm.config.finetune import ExamplesConfig
 from stablelm.data.documents import kind_of
 from stablelm.finetuning.conversations import (
     ChatEncoder,
+    Encode,
     Fault,
+    Later,
     Message,
     Segment,
     check_order,
@@ -46,6 +48,8 @@ SHAPES = {
 """Format → the keys of ours that a record must have, one group of them; asked in this order."""
 CHATS = ("chat", "alpaca")
 """Formats that a chat template writes."""
+TOGETHER = 512
+"""Records whose texts are encoded in one call, on all cores."""
 _OPTIONAL = {"alpaca": ("input", "system")}
 _SHOWN = "text; prompt and completion; messages or conversations; instruction and output"
 
@@ -105,6 +109,7 @@ class ExampleReader:
         """`longest`: tokens of an example at most; `infilling` rearranges texts."""
         self.infilling = infilling
         self.data, self.tokenizer, self.chat, self.longest = data, tokenizer, chat, longest
+        self.encode: Encode = tokenizer.encode_documents
         self._prefix = tokenizer.encode("")  # what this tokenizer puts before a prompt; nothing for NeoX
 
     def read(self, paths: Sequence[str], account: Account) -> list[Example]:
@@ -122,6 +127,8 @@ class ExampleReader:
 
     def _examples(self, records: Iterable[tuple[str, Any]], account: Account) -> Iterator[Example]:
         wanted: list[str] = []  # keys as the records call them
+        later, held = Later(self.tokenizer.encode_documents), list[tuple[list[Segment], str]]()
+        self.encode = self.chat.encode = later
         for where, record in records:
             account.read += 1
             try:
@@ -141,14 +148,28 @@ class ExampleReader:
                 segments = self._segments(account.format, named)
                 if self.infilling is not None:
                     segments = self._rearranged(str(next(iter(named.values()))), segments, account)
-                example = self._example(segments, where, account)
             except Fault as fault:
+                if self.data.on_error == "stop":
+                    list(self._finished(later, held, account))  # what is wrong before it is told first
                 self._left_out(fault, where, account)
                 continue
             account.unread.update(str(key) for key in record if key not in wanted)
-            if example is not None:
+            held.append((segments, where))
+            if len(held) == TOGETHER:
+                yield from self._finished(later, held, account)
+        yield from self._finished(later, held, account)
+        self.encode = self.chat.encode = self.tokenizer.encode_documents
+
+    def _finished(
+        self, later: Later, held: list[tuple[list[Segment], str]], account: Account
+    ) -> Iterator[Example]:
+        """The examples that are held back, which are then none."""
+        later.fill()
+        for segments, where in held:
+            if (example := self._example(segments, where, account)) is not None:
                 account.kept += 1
                 yield example
+        held.clear()
 
     def _left_out(self, fault: Fault, where: str, account: Account) -> None:
         """Counts a record that is no example, or with on_error stop raises what is wrong with it."""
@@ -245,7 +266,7 @@ class ExampleReader:
         return text
 
     def _encoded(self, text: str, trained: bool) -> list[Segment]:
-        ids = self.tokenizer.encode_documents([text])[0] if text else []
+        ids = self.encode([text])[0] if text else []
         return [Segment(ids, trained, len(text.encode()))]
 
     def _separator(self, trained: bool) -> Segment:

@@ -168,3 +168,20 @@ def test_a_file_that_cannot_be_read_stops_whatever_is_skipped(tokenizer, tmp_pat
     with pytest.raises(InputError) as refused:
         read(tokenizer, [tmp_path / name], on_error="skip")
     assert message in str(refused.value) and name in str(refused.value)
+
+
+def test_records_encoded_together_are_those_encoded_alone(tokenizer, tmp_path, monkeypatch):
+    """Also where groups end in the middle, some records are skipped, some cut; errors come in their order."""
+    good: list[dict] = [{"messages": said} for said in TALKS]
+    good[7:7] = [{"messages": []}, {"messages": [{"role": "user", "content": "long " * 200}, TALKS[0][1]]}]
+    path = write_lines(tmp_path / "a.jsonl", good)
+    found = []
+    for together in (1, 3, 512):
+        monkeypatch.setattr("stablelm.finetuning.examples.TOGETHER", together)
+        examples, account = read(tokenizer, [path], too_long="drop", on_error="skip")
+        found.append(([(e.ids.tolist(), e.text_bytes, e.where) for e in examples], account.as_dict()))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) == len(TALKS) and found[0][1]["dropped"] == {"wrong type": 1, "too long": 1}
+    both = write_lines(tmp_path / "b.jsonl", [good[0], good[8], {"messages": []}])
+    with pytest.raises(InputError, match=r"b.jsonl, line 2: .* tokens; the longest"):
+        read(tokenizer, [both])
