@@ -65,7 +65,8 @@ def command(path, *more):
 def test_killed_again_and_again(config, tmp_path, seed):
     moment, out = random.Random(seed), tmp_path / "killed"
     for _ in range(3):
-        assert killed_after(moment.randint(3, 40), moment.random() * 0.05, config, out)
+        line = command(config, "--out", str(out), "--resume")
+        assert killed_after(moment.randint(3, 40), moment.random() * 0.05, line, out)
     last = subprocess.run(command(config, "--out", str(out), "--resume"), capture_output=True, text=True)
     assert last.returncode == 0, last.stderr + last.stdout
     whole = config.parent / "whole"
@@ -94,7 +95,7 @@ def test_a_branch_killed_again_and_again(config, tmp_path):
     branch, out, whole = tmp_path / "branch.yml", tmp_path / "killed", tmp_path / "whole"
     branch.write_text(yaml.safe_dump(values))
     for steps, delay in ((2, 0.0), (7, 0.03)):
-        assert killed_after(steps, delay, branch, out)
+        assert killed_after(steps, delay, command(branch, "--out", str(out), "--resume"), out)
     for place in (out, whole):
         subprocess.run(command(branch, "--out", str(place), "--resume"), check=True, capture_output=True)
     found, expected = (
@@ -108,10 +109,11 @@ def test_a_branch_killed_again_and_again(config, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in parent.rglob("*")} == before
 
 
-def killed_after(steps, delay, config, out):
-    """Starts or resumes the run and kills it `steps` more lines of metrics later, perhaps inside a save."""
+def killed_after(steps, delay, line, out):
+    """Starts or resumes the run by a command line, and kills it `steps` more lines of metrics later, perhaps
+    inside a save."""
     process = subprocess.Popen(
-        command(config, "--out", str(out), "--resume"),
+        line,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
