@@ -9,7 +9,7 @@ from pathlib import Path
 
 FILE_LIMIT, CORE_LIMIT, PACKAGE_LIMIT = 400, 7_000, 48_000
 PACKAGE = "stablelm"
-CHECKED = (PACKAGE, "tests", "tools", "benchmarks")
+CHECKED = (PACKAGE, "tests", "tools", "benchmarks", "examples")
 # What a reader follows from a configuration to a sentence of the trained model.
 CORE = (
     "config", "model", "tokenizer", "training", "inference", "data/token_files.py", "data/permutation.py",
