@@ -165,13 +165,18 @@ class PairData(TuningData):
     def reader(self, config: FinetuneConfig) -> type[ExampleReader]:
         """One of pairs."""
         self.judging = config.preference.loss == "kto"
-        self.weights = config.preference.desirable_weight, config.preference.undesirable_weight
+        self.choice = config.preference
         return JudgedReader if self.judging else PairReader
 
     def packed(self, part: list[Any], length: int, config: FinetuneConfig, pad: int) -> PairRows:
         """Rows of two lanes; of KTO, with a mismatched answer for each prompt."""
         pairs = mismatched(part, length + 1) if self.judging else part
         return PairRows(pairs, length, config.seed, pad, packing=config.data.packing)
+
+    def summary(self) -> dict[str, Any]:
+        """As of examples, and by which loss they were learnt."""
+        choice = self.choice
+        return {**super().summary(), "objective": f"preferences ({choice.loss}, beta {choice.beta:g})"}
 
     def sizes(self) -> list[str]:
         """What is trained on; of KTO, whether both kinds of answers weigh alike."""
@@ -186,7 +191,8 @@ class PairData(TuningData):
         lines = [told]
         if self.judging:
             wanted = sum(pair.wanted for pair in pairs)
-            weighed = [self.weights[0] * wanted, self.weights[1] * (len(pairs) - wanted)]
+            choice, others = self.choice, len(pairs) - wanted
+            weighed = [choice.desirable_weight * wanted, choice.undesirable_weight * others]
             lines.append(f"{wanted:,} of them wanted, {len(pairs) - wanted:,} not")
             if not min(weighed) or max(weighed) > 4 / 3 * min(weighed):
                 lines.append(

@@ -32,7 +32,6 @@ from stablelm.finetuning.preference import compared, described, judged
 from stablelm.finetuning.tuner import Tuner
 from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
-from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate
 from stablelm.storage import fingerprint
@@ -70,7 +69,7 @@ class PreferenceTuner(Tuner):
 
     def _begin(self, resume: bool, force_data: bool) -> None:
         """With the reference, which is made before a checkpoint replaces the weights."""
-        going_on = resume and bool(self.ranks.at_first(lambda: finished_checkpoints(self.run)))
+        going_on = resume and bool(self.ranks.at_first(self._saved))
         sizes = {name: len(rows.pairs) for name, rows in self.sides.items()}
         about = self.ranks.at_first(self._about)
         found, made_of = self.ranks.at_first(lambda: read_reference(self.run, sizes))
@@ -123,7 +122,9 @@ class PreferenceTuner(Tuner):
         record = super().train_step()
         for key in ("tokens", "step_tokens"):
             record[key] *= len(self.lanes)
-        return record | self.told
+        return (
+            record if "reason" in record else record | self.told
+        )  # of a rejected step none of it is a number
 
     def passes(self, batch: Batch) -> tuple[float, Tensor]:
         """Leaves the step's gradients in the parameters → mean loss, gradient norm before clipping."""
@@ -209,16 +210,10 @@ class PreferenceTuner(Tuner):
         if "rewards/margins" in told:
             shown += f", margin {told['rewards/margins']:.4f}"
         self.console.message(f"step {self.step}: held-out preferences: {shown}")
-        chosen = [number for number in pairs if rows.pairs[number].wanted]
-        self._evaluate_chosen(logps[0], chosen, pairs, told["loss"])
-
-    def _evaluate_chosen(
-        self, logps: Tensor, wanted: list[int], pairs: Sequence[int], preference_loss: float
-    ) -> None:
-        rows = self.sides["held_out"]
-        nats = -float(logps[[pairs.index(number) for number in wanted]].sum())
-        tokens = sum(rows.lengths(wanted, (0,)))
-        if tokens:
+        chosen = [place for place, number in enumerate(pairs) if rows.pairs[number].wanted]
+        wanted = [pairs[place] for place in chosen]
+        if tokens := sum(rows.lengths(wanted, (0,))):
             size = sum(rows.pairs[number].text_bytes for number in wanted)
-            numbers = loss_numbers(nats, tokens, size) | {"preference_loss": preference_loss}
+            numbers = loss_numbers(-float(logps[0, chosen].sum()), tokens, size)
+            numbers["preference_loss"] = told["loss"]
             self._tell_held_out(numbers, "held-out chosen answers")

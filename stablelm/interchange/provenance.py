@@ -123,6 +123,8 @@ def training_sentence(known: Provenance) -> str:
     step, samples = known.state.get("step", 0), known.state.get("samples", 0)
     sources = ", ".join(name for name, read in known.about.get("data", {}).items() if read.get("samples"))
     trained = f"trained for {step:,} steps ({samples * length:,} tokens) on {sources}"
+    if objective := known.about.get("dataset", {}).get("objective"):
+        trained += f" by {objective}"
     if adapted := known.about.get("adapted"):
         trained = f"{adaptation_text(adapted)}, then {trained}"
     if averaged := known.about.get("averaged"):

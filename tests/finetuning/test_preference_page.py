@@ -54,7 +54,7 @@ def test_the_page_runs_and_the_card_has_before_and_after(root, base, tmp_path, m
         change = f"{part['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
         assert f"| {part['task']} | {part['metric']} | {before} | {after} | {change} |" in card
     assert "Differences are paired" in card and "A low number is no proof of safety" in card
-    assert "not bit for bit" not in card
+    assert "not bit for bit" not in card and "on examples by preferences (dpo, beta 0.1)" in card
 
 
 def test_the_pairs_of_the_loop_are_read(make, root, tmp_path):
