@@ -322,3 +322,19 @@ def test_the_flags(base, tmp_path):
     assert f"opens as its best checkpoint, {locate(out).name} (loss" in said.out
     told = command("checkpoint", "list", out)
     assert "best" in told.out
+
+
+def test_a_task_may_judge(make, shared, monkeypatch):
+    """The tasks of a training run, here too; the checkpoint with the best number is kept."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = str(shared / "data" / "eval")
+    settings = {"tasks": ["piqa"], "task_data": data, "limit": 4, "copying": 2, "samples": 0, "every": 3}
+    run = finetune(make(steps=6, evaluation={**settings, "best": "piqa"}), console=Recorder())
+    told = [record["value"] for record in of_kind(run, "task")]
+    held = of_kind(run, "evaluation")
+    assert len(told) == len(held) == len(of_kind(run, "copying")) == 2
+    assert [record["tasks"]["piqa"] for record in held] == [{"metric": "acc", "value": v} for v in told]
+    best = best_of(finished_checkpoints(run)[-1])
+    assert best == {"metric": "piqa", "step": 3 if told[0] >= told[1] else 6, "value": max(told)}
+    with pytest.raises(InputError, match=r"evaluation.best: arc_easy is no task; there are piqa"):
+        finetune(make(out="other", evaluation={**settings, "best": "arc_easy"}), console=Recorder())
