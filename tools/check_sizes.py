@@ -18,6 +18,7 @@ CORE = (
 # Parts of those rooms that he does not meet: recipes, other systems' files, cards, pages, rehearsals, chat,
 # other ways to compute the same text or another one, recorded answers, evaluation, adaptations;
 # what happens to bad steps, and branches.
+# what happens to bad steps, to runs that stand still or are started again, and copies elsewhere.
 NOT_CORE = (
     "config/recipe.py", "config/filters.py", "config/filter_set.py", "config/cleaning.py",
     "config/deduplication.py", "config/slurm.py", "config/neox.py", "config/neox_keys.py",
@@ -28,7 +29,8 @@ NOT_CORE = (
     "inference/speculation.py", "tokenizer/chat.py", "tokenizer/golden.py", "config/evaluation.py",
     "config/tuning_evaluation.py", "model/predictions.py", "model/fused.py",
     "training/evaluating.py", "config/guard.py", "training/guard.py", "training/rollback.py",
-    "training/branching.py",
+    "training/branching.py", "training/watchdog.py", "training/restarting.py", "training/bucket.py",
+    "training/parallel/meeting.py",
     "inference/cpu_runner.py", "inference/cpu_cache.py",
     "config/adaptation.py", "training/adapting.py", "tokenizer/infilling.py",
     "tokenizer/comparison.py",

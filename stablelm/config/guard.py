@@ -1,4 +1,4 @@
-"""What a run does about steps that must not be learned from."""
+"""What a run does about steps that must not be learned from, and when it stands still."""
 
 from pydantic import Field
 
@@ -23,3 +23,7 @@ class GuardConfig(Schema):
     batch that spoils weights is seldom the one that shows it."""
     rollbacks: int = Field(3, ge=0)
     """How often the run goes back to one checkpoint before it stops with a report; 0 stops at once."""
+    hang_timeout: float | None = Field(None, ge=0)
+    """Seconds without progress after which a process ends and says where it stands (ten times as long in
+    evaluation, saving and the first step). null: nine tenths of parallel.timeout, at least 60, with several
+    processes, and never with one; 0: never."""

@@ -33,6 +33,11 @@ class CheckpointConfig(Schema):
     permanent_every: int | None = Field(None, ge=1)
     """Also save at the multiples of this number of steps, and never remove those; null keeps only the
     newest."""
+    copy_to: str | None = None
+    """Also copy finished checkpoints, in the background, to this address (s3://bucket/run, gs://…, file:///…;
+    anything fsspec writes). A place that refuses is told and does not stop the run."""
+    copy_every: int | None = Field(None, ge=1)
+    """Copy only those of the multiples of this number of steps; null copies each."""
     asynchronous: bool = True
     """Go on training while the files are written, from a copy in host memory (12 bytes a parameter, shared
     out over the processes)."""

@@ -11,6 +11,7 @@ from stablelm.storage import read_json
 from stablelm.training.console import duration
 from stablelm.training.metrics import METRICS, read_metrics
 from stablelm.training.report_tuning import answers_chart, lowest, samples_of, verdict
+from stablelm.training.rollback import RECORD
 
 EPOCHS_SHOWN = 12
 
@@ -42,6 +43,14 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
     facts = _facts(plan, steps, evaluations)
     if branch := config.get("branch"):
         facts["Branched off"] = branch["checkpoint"]
+    if rejected := sum(record.get("kind") == "rejected" for record in records):
+        facts["Rejected steps"] = rejected
+    if (run / RECORD).is_file():
+        facts["Gone back"] = "; ".join(
+            f"from step {each['from']:,} to {each['to']:,}, without samples {each['skip'][0]:,} to "
+            f"{each['skip'][1]:,}"
+            for each in read_json(run / RECORD)["rollbacks"]
+        )
     page.facts(facts)
     page.heading("Loss")
     page.chart(

@@ -20,9 +20,10 @@ from stablelm.config.errors import RunError
 from stablelm.data.unread import documents_of, told
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.storage import MANIFEST, read_json, write_json, write_text
-from stablelm.training.checkpoint import LATEST, load_checkpoint, read_state
+from stablelm.training.checkpoint import LATEST, load_checkpoint, not_finite, read_state
 from stablelm.training.guard import Rollback
 from stablelm.training.resume import remedy_for
+from stablelm.training.watchdog import SLOW
 
 if TYPE_CHECKING:
     from stablelm.training.trainer import Trainer
@@ -85,8 +86,20 @@ def remove(checkpoints: list[Path]) -> list[str]:
     return [path.name for path in checkpoints]
 
 
+def beyond_help(t: "Trainer") -> str | None:
+    """Why rejecting steps does not help a run any more, or None; every process calls it."""
+    found = t.ranks.together(lambda: not_finite(t.model.state_dict()))
+    if (name := next(filter(None, found), None)) is not None:
+        return f"step {t.step:,}: the weights are not finite (tensor {name!r})"
+    row = t.guard.row
+    if not t.guard.exhausted:
+        return None
+    return f"steps {row[0]['step']:,} to {t.step:,} were rejected ({row[-1]['reason']})"
+
+
 def go_back(t: "Trainer", why: str) -> None:
     """Takes a run back to the last good checkpoint, or stops it with a report; every process calls it."""
+    t.watchdog.beat(t.step, "going back", SLOW)
     t.checkpoints.settle()
     guard, samples = t.guard, t.plan.samples
     saved = t.ranks.at_first(lambda: finished_checkpoints(t.run))

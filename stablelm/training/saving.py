@@ -25,6 +25,7 @@ from stablelm.interchange.native import FOLDER, finished_checkpoints
 from stablelm.model import StableLM
 from stablelm.storage import json_bytes
 from stablelm.training.agreement import Ranks
+from stablelm.training.bucket import Bucket
 from stablelm.training.checkpoint import not_finite, write_checkpoint
 from stablelm.training.optimizer import moments, trained
 
@@ -39,6 +40,9 @@ class Checkpoints:
     def __init__(self, run: Path, config: CheckpointConfig, message: Callable[[str], None]) -> None:
         self.run, self.config, self.message = run, config, message
         self.ranks = Ranks()
+        self.bucket: Bucket | None = None
+        if config.copy_to is not None and self.ranks.first:
+            self.bucket = Bucket(config.copy_to, config.copy_every)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._told, self._pending, self._failures = False, False, 0
@@ -81,6 +85,7 @@ class Checkpoints:
         }
         self._error, self._told, self._pending = None, False, True
         if seen[0][1]:  # saved before, by a run that went on from there
+            self._offer(target, step)
             self._prune()
         elif self.config.asynchronous:
             staged = _staged(tensors)
@@ -98,23 +103,32 @@ class Checkpoints:
     ) -> None:
         try:
             write_checkpoint(target, tensors, files, step, self.ranks)
+            self._offer(target, step)
             self._prune()
         except BaseException as error:
             self._error = error
+
+    def _offer(self, checkpoint: Path, step: int) -> None:
+        if self.bucket is not None:
+            self.bucket.offer(checkpoint, step)
 
     def _permanent(self, step: int) -> bool:
         return self.config.permanent_every is not None and step % self.config.permanent_every == 0
 
     def _prune(self) -> None:
-        """Removes all but the newest, the permanent and the protected."""
+        """Removes all but the newest, the permanent, the protected, and those that wait to be copied."""
         if self.ranks.first:
+            waiting = self.bucket.waiting if self.bucket is not None else ()
             for old in finished_checkpoints(self.run)[: -self.config.keep]:
                 number = int(old.name.removeprefix("step-"))
-                if not self._permanent(number) and number not in self.protected:
+                kept = self._permanent(number) or number in self.protected or old in waiting
+                if not kept:
                     shutil.rmtree(old, ignore_errors=True)
 
     def poll(self) -> None:
-        """Tells of a save that has failed meanwhile; never waits."""
+        """Tells of a save or a copy that has failed meanwhile; never waits."""
+        while self.bucket is not None and self.bucket.messages:
+            self.message(self.bucket.messages.pop(0))
         if self._error is not None and not self._told:
             self._told = True
             saved = finished_checkpoints(self.run)
@@ -152,6 +166,13 @@ class Checkpoints:
         elif not issubclass(kind, KeyboardInterrupt):  # a second Ctrl-C means now
             if self._thread is not None:
                 self._thread.join()
+            self.poll()
+        if self.bucket is not None:
+            asked = kind is None or issubclass(kind, RunError)
+            if asked and self.bucket.waiting:
+                self.message(f"waiting for the last copy to {self.bucket.address}")
+            self.bucket.close(wait=asked)
+            self._prune()  # what had to stay until it was copied
             self.poll()
 
 

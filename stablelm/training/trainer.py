@@ -33,7 +33,7 @@ from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batch, Batches
 from stablelm.training.branching import origin_of, parent_of
 from stablelm.training.building import Start, build_model
-from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, not_finite, read_state
+from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
 from stablelm.training.console import Console, SilentConsole, make_console
 from stablelm.training.evaluating import HELD_OUT, Evaluator, told
 from stablelm.training.garbage import PinnedGarbage
@@ -45,9 +45,11 @@ from stablelm.training.parallel import Layout, finish, start
 from stablelm.training.parallel.apply import check, compiles, reshard
 from stablelm.training.parallel.launch import world_size
 from stablelm.training.passes import backward, clip, summed
+from stablelm.training.restarting import note_start, restarted
 from stablelm.training.resume import remedy_for, same_run, state_of
-from stablelm.training.rollback import RECORD, abandoned, go_back, reading, recorded, remove
+from stablelm.training.rollback import RECORD, abandoned, beyond_help, go_back, reading, recorded, remove
 from stablelm.training.saving import Checkpoints, NotFinite
+from stablelm.training.watchdog import SLOW, Watchdog
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "bf16-pure": torch.bfloat16}
 
@@ -77,6 +79,7 @@ def train_by(
 ) -> Path:
     """`train` with the trainer that `make` gives for (config, console, device=…)."""
     run = Path(config.out)
+    resume = resume or restarted(run)
     saved = finished_checkpoints(run)
     if saved and not resume:
         raise InputError(
@@ -90,6 +93,7 @@ def train_by(
         trainer = make(config, console, device=device)  # refuses before anything is written
         with contextlib.ExitStack() as held:
             trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
+            trainer.ranks.at_first(lambda: note_start(run))
             return trainer.train(resume, force_data)
     finally:
         finish(started)
@@ -133,6 +137,7 @@ class Trainer:
             words = self.dataset.tokenizer_files()["tokenizer.json"]
             self.notes.append(same_words(start.tokenizer, words, str(self.dataset.tokenizer_path)))
         self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.watchdog = Watchdog.of(config, self.ranks.rank, self.ranks.world, self.model)
         self.checkpoints = Checkpoints(self.run, config.checkpoint, self.console.message)
         self.metrics: Metrics | None = None
         """Of the first process, while it trains."""
@@ -170,7 +175,6 @@ class Trainer:
                 f"{self.dataset.tokenizer_path}; set it to at least {size:,} (padded to a multiple of 128: "
                 f"{-(-size // 128) * 128:,})."
             )
-
         compiled = compiles(self.config, self.device.type)
         self.evaluator = Evaluator(self.config, self.dataset, compiled)
 
@@ -218,6 +222,7 @@ class Trainer:
                 interruption = stack.enter_context(Interruption())
                 garbage = stack.enter_context(PinnedGarbage())
                 stack.enter_context(self.checkpoints)
+                stack.enter_context(self.watchdog)
                 stack.enter_context(answering(only=True))
                 self._loop(interruption, garbage)
         finally:
@@ -294,7 +299,7 @@ class Trainer:
             last = self.ended() is not None
             if "reason" in record:
                 self.console.message(f"step {self.step:,}: rejected: {record['reason']}")
-                if (why := self._beyond_help()) is not None:
+                if (why := beyond_help(self)) is not None:
                     go_back(self, why)
                     continue
             else:
@@ -326,6 +331,7 @@ class Trainer:
         """One optimizer step; returns its metrics, with the sample numbers that data.skip takes."""
         config, steps, samples = self.config, self.loader.steps, self.plan.samples
         span = steps.span(self.step, samples)
+        self.watchdog.beat(self.step, "reading its samples")
         following = steps.span(self.step + 1, samples) if self.step + 1 < self.plan.steps else None
         batch = self.batches.get(span, following)
         value, norm = self.passes(batch)
@@ -333,6 +339,7 @@ class Trainer:
         reason = self.guard.judge(value, norm_value, self.loader.phase(span.first))
         if reason is None:
             clip(self.model, config.optimizer.clip, norm, self.layout)
+            self.watchdog.beat(self.step, "updating the weights")
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
@@ -354,15 +361,6 @@ class Trainer:
         }  # fmt: skip
         return record if reason is None else record | refusal(value, norm_value, reason)
 
-    def _beyond_help(self) -> str | None:
-        """Why rejecting steps does not help any more, or None."""
-        if name := next(filter(None, self.ranks.together(lambda: not_finite(self.model.state_dict()))), None):
-            return f"step {self.step:,}: the weights are not finite (tensor {name!r})"
-        if not self.guard.exhausted:
-            return None
-        row = self.guard.row
-        return f"steps {row[0]['step']:,} to {self.step:,} were rejected ({row[-1]['reason']})"
-
     def passes(self, batch: Batch) -> tuple[float, torch.Tensor]:
         """Leaves the step's gradients in the parameters → loss, gradient norm before clipping; a trainer with
         another loss replaces it."""
@@ -371,6 +369,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self.suite = []
+        self.watchdog.beat(self.step, "evaluating", SLOW)
         for found in self.evaluator.records(self.model, self.share):
             record = {"step": self.step, **found}
             self._record(record)
@@ -383,6 +382,7 @@ class Trainer:
         return summed(self.layout, mine.to(self.device)).cpu()
 
     def _save(self) -> Path:
+        self.watchdog.beat(self.step, "saving", SLOW)
         about = {
             "plan": self.plan.as_dict(),
             "hardware": {**hardware(self.device), "processes": self.layout.world},

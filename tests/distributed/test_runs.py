@@ -15,7 +15,7 @@ from stablelm.config.errors import RunError
 from stablelm.interchange import open_path
 from stablelm.training import Trainer, train
 from stablelm.training.metrics import read_metrics
-from stablelm.training.rollback import go_back
+from stablelm.training.rollback import beyond_help, go_back
 from tests.training.conftest import Recorder, dataset_path, make_config  # noqa: F401 (fixtures)
 
 
@@ -74,7 +74,7 @@ def spoiled(rank, config):
         before = trainer.model.lm_head.weight.to_local().clone()
     assert trainer.train_step()["reason"] == "loss nan"
     with pytest.raises(RunError, match=r"step 1: the weights are not finite \(tensor .*no good checkpoint"):
-        go_back(trainer, trainer._beyond_help())
+        go_back(trainer, beyond_help(trainer))
     return torch.equal(before, trainer.model.lm_head.weight.to_local())
 
 

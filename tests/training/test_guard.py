@@ -26,6 +26,7 @@ from stablelm.tokenizer import Tokenizer
 from stablelm.training import Trainer, rollback
 from stablelm.training.guard import Guard
 from stablelm.training.metrics import read_metrics
+from stablelm.training.report import run_page
 from stablelm.training.trainer import train_by
 from tests.training.conftest import Recorder
 
@@ -105,6 +106,7 @@ def test_a_run_with_rejected_steps_resumes_exactly(make_config, stop):
     told = [record for record in read_metrics(whole) if record.get("kind") == "rejected"]
     assert [record["step"] for record in told] == [4, 7]
     assert "(rejected)" in found_by(make_config().data.path, whole, *at_step(whole, 4))
+    assert "Rejected steps" in run_page(whole).html()
     assert [m for m in console.messages if "rejected" in m] == [
         "step 4: rejected: loss nan", "step 7: rejected: loss nan",
     ]  # fmt: skip
@@ -213,6 +215,8 @@ def test_a_bad_region_is_gone_back_from_and_left_out(make_config):
     assert json.loads((path / "run.json").read_text())["data"]["skip"] == []  # what the user said
     found, expected = (found_by(config.data.path, run) for run in (path, by_hand))
     assert found == expected and "(read)" in found
+    page = run_page(path).html()
+    assert "from step 7 to 3, without samples 12 to 27" in page
     (path / "guard.json").unlink()
     shutil.rmtree(path / "checkpoints")
     assert found_by(config.data.path, path) != expected  # the record is what tells

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from stablelm.config import InputError
 from stablelm.config.errors import RunError
+from stablelm.training.parallel.meeting import meet
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ def start(device: torch.device, timeout: float) -> tuple[torch.device, bool]:
         device = _gpu(device, place)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
+        store = meet(os.environ, place.rank, place.world, timeout)
+        address = f"tcp://{place.address}:{place.port}" if "RANK" not in os.environ else "env://"
         dist.init_process_group(
-            backend, init_method=f"tcp://{place.address}:{place.port}" if "RANK" not in os.environ else "env://",
+            backend, store=store, init_method=None if store is not None else address,
             rank=place.rank, world_size=place.world, timeout=datetime.timedelta(seconds=timeout),
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:  # DistStoreError and its like are RuntimeErrors
