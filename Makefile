@@ -62,8 +62,8 @@ test-kill: .venv/.everything  ## Runs and preparations that are killed again and
 test-oracle: .venv-oracle/.everything  ## The tests that compare with transformers
 	$(ORACLE)/python -m pytest tests/oracle $(TEST_ARGS)
 
-test-all: .venv-oracle/.llama  ## Everything, also beside llama.cpp (compiles it once)
-	$(ORACLE)/python -m pytest tests tests/end_to_end tests/oracle $(TEST_ARGS)
+test-all: .venv-oracle/.llama  ## Everything, also what takes minutes, and beside llama.cpp (compiles it once)
+	$(ORACLE)/python -m pytest tests tests/end_to_end tests/long tests/oracle $(TEST_ARGS)
 
 lint: .venv/.everything  ## ruff, mypy --strict, the order of the rooms, the size of the files
 	$(BIN)/ruff check .
