@@ -3,13 +3,18 @@
 Both sides compute with their own kernels, activations in 8 bits; KL(bf16 ‖ 4 bits) in nats a token."""
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from stablelm.auto import load
 from stablelm.config import preset
+from stablelm.inference.cpu_runner import CpuRunner
 from stablelm.inference.quantization import Recipe, quantize
+from stablelm.interchange import save_pretrained
 from stablelm.interchange.gguf import save_gguf
 from stablelm.model import StableLM
 from stablelm.tokenizer import train_tokenizer
@@ -84,6 +89,24 @@ def test_four_bits_are_no_further_than_q4_0(story, theirs, group, calibrated) ->
     found = divergence(model(text), packed(text))
     print(f"group {group}, calibrated {calibrated}: {found:.2e}, Q4_0 {theirs['Q4_0']:.2e}")
     assert 1e-6 < found <= theirs["Q4_0"]
+
+
+@torch.inference_mode()
+def test_the_file_that_decoding_is_timed_with(story, theirs, tmp_path) -> None:
+    """`benchmarks/decode_cpu.py` makes its 4-bit file so: `stablelm quantize` with no option but --bits."""
+    model, tokenizer, text, _ = story
+    save_pretrained(model, tokenizer, tmp_path / "plain")
+    words = ["quantize", str(tmp_path / "plain"), str(tmp_path / "int4"), "--bits", "4", "--tokens", "64"]
+    subprocess.run([sys.executable, "-m", "stablelm", *words], check=True, capture_output=True)
+    packed, _ = load(tmp_path / "int4")
+    at_once = packed(text)
+    assert 1e-6 < divergence(model(text), at_once) <= theirs["Q4_0"]
+    written = []
+    for row in text:  # and by the kernels that decode, 16 tokens at a time
+        runner = CpuRunner(packed)
+        runner.prefill(row[None, :16], None, len(row))
+        written.append(torch.cat([runner.read(part[None])[0] for part in row[16:].split(16)]))
+    assert 1e-6 < divergence(model(text)[:, 16:], torch.stack(written)) <= theirs["Q4_0"]
 
 
 def test_eight_bits_are_within_a_thousandth_of_a_nat(story, theirs) -> None:
