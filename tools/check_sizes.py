@@ -17,26 +17,20 @@ CORE = (
 )  # fmt: skip
 # Parts of those rooms that he does not meet: recipes, other systems' files, cards, pages, rehearsals, chat,
 # other ways to compute the same text or another one, recorded answers, evaluation, adaptations;
-# what happens to bad steps, and branches.
-# what happens to bad steps, to runs that stand still or are started again, and copies elsewhere.
+# what happens to bad steps, to runs that stand still or are started again, branches, copies elsewhere.
 NOT_CORE = (
-    "config/recipe.py", "config/filters.py", "config/filter_set.py", "config/cleaning.py",
-    "config/deduplication.py", "config/slurm.py", "config/neox.py", "config/neox_keys.py",
-    "config/neox_file.py", "config/card.py", "config/finetune.py", "config/adapter.py",
-    "model/adapters.py", "training/dry_run.py", "config/preference.py",
-    "training/dry_run.py",
-    "training/report.py", "training/report_tuning.py", "inference/quantization.py",
-    "inference/speculation.py", "tokenizer/chat.py", "tokenizer/golden.py", "config/evaluation.py",
-    "config/tuning_evaluation.py", "model/predictions.py", "model/fused.py",
-    "training/evaluating.py", "config/guard.py", "training/guard.py", "training/rollback.py",
-    "training/branching.py", "training/watchdog.py", "training/restarting.py", "training/bucket.py",
-    "training/parallel/meeting.py",
-    "inference/cpu_runner.py", "inference/cpu_cache.py",
-    "config/adaptation.py", "training/adapting.py", "tokenizer/infilling.py",
-    "tokenizer/comparison.py",
-    "inference/beams.py",    "inference/packed_products.py", "inference/beams.py", "inference/decoding.py",
-    "inference/prefix.py", "inference/window.py",
-    "model/fingerprint.py",
+    "config/adaptation.py", "config/adapter.py", "config/card.py", "config/cleaning.py",
+    "config/deduplication.py", "config/evaluation.py", "config/filter_set.py", "config/filters.py",
+    "config/finetune.py", "config/guard.py", "config/neox.py", "config/neox_file.py",
+    "config/neox_keys.py", "config/preference.py", "config/recipe.py", "config/slurm.py",
+    "config/tuning_evaluation.py", "inference/beams.py", "inference/cpu_cache.py",
+    "inference/cpu_runner.py", "inference/decoding.py", "inference/packed_products.py",
+    "inference/prefix.py", "inference/quantization.py", "inference/speculation.py", "inference/window.py",
+    "model/adapters.py", "model/fingerprint.py", "model/fused.py", "model/predictions.py",
+    "tokenizer/chat.py", "tokenizer/comparison.py", "tokenizer/golden.py", "tokenizer/infilling.py",
+    "training/adapting.py", "training/branching.py", "training/bucket.py", "training/dry_run.py",
+    "training/evaluating.py", "training/guard.py", "training/parallel/meeting.py", "training/report.py",
+    "training/report_tuning.py", "training/restarting.py", "training/rollback.py", "training/watchdog.py",
 )  # fmt: skip
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
 
