@@ -72,8 +72,14 @@ lint: .venv/.everything  ## ruff, mypy --strict, the order of the rooms, the siz
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/check_sizes.py
 
-bench: .venv-oracle/.everything  ## Every benchmark, one after another
-	set -e; for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do $(ORACLE)/python $$script; done
+bench: .venv-oracle/.everything  ## One benchmark: make bench NAME=order ARGS="…"; without NAME, which there are
+ifdef NAME
+	$(ORACLE)/python benchmarks/$(NAME).py $(ARGS)
+else
+	@cd benchmarks && for script in $(filter-out measure.py,$(notdir $(wildcard benchmarks/*.py))); do \
+	  printf '%-20s %s\n' "$${script%.py}" "$$(head -n 1 $$script | sed 's/^"""//; s/"""$$//')"; done
+	@echo 'The command of each stands at its beginning; what it needs, too.'
+endif
 
 docs: .venv/.everything  ## Regenerate what is generated: configs/reference.yml
 	$(BIN)/python tools/write_reference.py
