@@ -81,8 +81,9 @@ class Pool:
             found = []
             for rank, pipe in enumerate(self._pipes[:world]):
                 if not pipe.poll(timeout):
+                    ended = [p.recv() if p.poll() else "hangs" for p in self._pipes[rank:world]]
                     self.close()
-                    raise AssertionError(f"rank {rank} hangs in {job.__name__}")
+                    raise AssertionError(f"rank {rank} hangs in {job.__name__}: {[*found, *ended]}")
                 try:
                     found.append(pipe.recv())
                 except EOFError:

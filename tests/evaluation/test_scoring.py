@@ -83,8 +83,9 @@ def test_batches_are_told_as_they_come():
 def test_how_each_token_was_predicted_is_told_too():
     told = []
     requests = [([1, 2], [3, 4]), ([1, 2], [3]), ([5], list(range(20)))]
-    results = score(MODEL, requests, batch_tokens=8, on_tokens=told.append)
-    every = torch.cat(told, 1)
+    results = score(MODEL, requests, batch_tokens=8, on_tokens=lambda *batch: told.append(batch))
+    assert sorted(number for _, members in told for number in members) == [0, 1, 2]
+    every = torch.cat([part for part, _ in told], 1)
     assert every.shape == (3, 23)
     assert float(every[0].sum()) == pytest.approx(sum(one.loglikelihood for one in results))
     assert bool((every[0] <= every[1]).all()) and set(every[2].tolist()) <= {0.0, 1.0}

@@ -172,9 +172,8 @@ def test_files_that_are_damaged_missing_or_for_another_model(saved, tmp_path):
     refused("adapter_model.safetensors: missing")
     (saved / "adapter_model.bin").write_bytes(b"pickle")
     refused("adapter_model.bin is a pickle, which can run code")
-    (saved / CONFIG).write_text("{")
-    refused("missing")
     (saved / WEIGHTS).write_bytes(content)
+    (saved / CONFIG).write_text("{")
     refused("adapter_config.json, line 1: not valid JSON")
     with pytest.raises(InputError, match="no adapter: adapter_config.json is not there"):
         load_adapter(network(), tmp_path / "nowhere")
