@@ -102,7 +102,10 @@ def test_a_missing_file_and_a_directory(tmp_path):
         ({"schedule": {"warm_up": 0.1}}, "schedule.warm_up: unknown key; did you mean 'warmup'?"),
         (
             {"checkpoint": {"zzz": 0}},
-            "checkpoint.zzz: unknown key; valid: every, keep, permanent_every, copy_to, copy_every, asynchronous.",
+            (
+                "checkpoint.zzz: unknown key; valid: every, keep, permanent_every, copy_to, "
+                "copy_every, asynchronous."
+            ),
         ),
     ],
 )
