@@ -17,7 +17,8 @@ CORE = (
 )  # fmt: skip
 # Parts of those rooms that he does not meet: recipes, other systems' files, cards, pages, rehearsals, chat,
 # other ways to compute the same text or another one, recorded answers, evaluation, adaptations;
-# what happens to bad steps, to runs that stand still or are started again, branches, copies elsewhere.
+# what happens to bad steps, to runs that stand still or are started again, branches, copies elsewhere; what
+# a run shows of itself.
 NOT_CORE = (
     "config/adaptation.py", "config/adapter.py", "config/card.py", "config/cleaning.py",
     "config/deduplication.py", "config/evaluation.py", "config/filter_set.py", "config/filters.py",
@@ -28,7 +29,8 @@ NOT_CORE = (
     "inference/prefix.py", "inference/quantization.py", "inference/speculation.py", "inference/window.py",
     "model/adapters.py", "model/fingerprint.py", "model/fused.py", "model/predictions.py",
     "tokenizer/chat.py", "tokenizer/comparison.py", "tokenizer/golden.py", "tokenizer/infilling.py",
-    "training/adapting.py", "training/branching.py", "training/bucket.py", "training/dry_run.py",
+    "training/adapting.py", "training/branching.py", "training/bucket.py", "training/console.py",
+    "training/dry_run.py",
     "training/evaluating.py", "training/guard.py", "training/parallel/meeting.py", "training/report.py",
     "training/report_tuning.py", "training/restarting.py", "training/rollback.py", "training/watchdog.py",
 )  # fmt: skip

@@ -49,7 +49,7 @@ from stablelm.training.building import Start
 from stablelm.training.console import Console
 from stablelm.training.evaluating import HELD_OUT, told
 from stablelm.training.parallel.apply import reshard
-from stablelm.training.trainer import train_by
+from stablelm.training.running import train_by
 
 _FIXED = {
     "": ("neftune", "label_smoothing", "quantize"),

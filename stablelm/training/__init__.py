@@ -1,5 +1,6 @@
 """Batches into weights."""
 
-from stablelm.training.trainer import Trainer, train
+from stablelm.training.running import train
+from stablelm.training.trainer import Trainer
 
 __all__ = ["Trainer", "train"]

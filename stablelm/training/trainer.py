@@ -7,7 +7,6 @@ rejected before anything changes (guard.py); when that does not help, the run go
 
 import contextlib
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from stablelm.model import StableLM
 from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
 from stablelm.planning.flops import flops_per_token
 from stablelm.planning.schedule import Schedule
-from stablelm.storage import directory_lock, require_space, write_json, write_text
-from stablelm.training.adapting import refuse_packed, same_words, told_adaptation
+from stablelm.storage import require_space, write_json, write_text
+from stablelm.training.adapting import same_words, told_adaptation
 from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batch, Batches
 from stablelm.training.branching import origin_of, parent_of
@@ -41,62 +40,16 @@ from stablelm.training.guard import Guard, refusal
 from stablelm.training.interruption import Interruption
 from stablelm.training.metrics import METRICS, Metrics
 from stablelm.training.optimizer import make_optimizer
-from stablelm.training.parallel import Layout, finish, start
+from stablelm.training.parallel import Layout
 from stablelm.training.parallel.apply import check, compiles, reshard
 from stablelm.training.parallel.launch import world_size
 from stablelm.training.passes import backward, clip, summed
-from stablelm.training.restarting import note_start, restarted
 from stablelm.training.resume import remedy_for, same_run, state_of
 from stablelm.training.rollback import RECORD, abandoned, beyond_help, go_back, reading, recorded, remove
 from stablelm.training.saving import Checkpoints, NotFinite
 from stablelm.training.watchdog import SLOW, Watchdog
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "bf16-pure": torch.bfloat16}
-
-
-def train(
-    config: RunConfig, *, resume: bool = False, force_data: bool = False, console: Console | None = None
-) -> Path:
-    """Trains as configured and returns the run's directory.
-
-    With `resume`, continues from the newest checkpoint in `config.out`, or from the start when there is none;
-    with `force_data` also on other data than it was trained on.
-    Raises `InputError` for a configuration that does not fit its data or a run that is already there,
-    `RunError` when the training itself cannot go on. Started by torchrun or srun it is one run over all
-    processes, of which the first writes and speaks."""
-    if config.init is not None and config.branch is None:
-        refuse_packed(config.init)
-    return train_by(Trainer, config, resume=resume, force_data=force_data, console=console)
-
-
-def train_by(
-    make: Callable[..., "Trainer"],
-    config: RunConfig,
-    *,
-    resume: bool = False,
-    force_data: bool = False,
-    console: Console | None = None,
-) -> Path:
-    """`train` with the trainer that `make` gives for (config, console, device=…)."""
-    run = Path(config.out)
-    resume = resume or restarted(run)
-    saved = finished_checkpoints(run)
-    if saved and not resume:
-        raise InputError(
-            f"{run}: already holds a run ({saved[-1].name}). Continue it with --resume, or choose another "
-            "--out."
-        )
-    device = resolve_device(config.device)
-    check(config, world_size(), device.type)
-    device, started = start(device, config.parallel.timeout)
-    try:
-        trainer = make(config, console, device=device)  # refuses before anything is written
-        with contextlib.ExitStack() as held:
-            trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
-            trainer.ranks.at_first(lambda: note_start(run))
-            return trainer.train(resume, force_data)
-    finally:
-        finish(started)
 
 
 class Trainer:

@@ -14,7 +14,7 @@ SCRIPT = """
 import ctypes, os, sys, time
 from stablelm.config import load_run_config
 from stablelm.training import Trainer
-from stablelm.training.trainer import train_by
+from stablelm.training.running import train_by
 
 KIND, VICTIM = sys.argv[2], int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
 

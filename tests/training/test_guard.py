@@ -27,7 +27,7 @@ from stablelm.training import Trainer, rollback
 from stablelm.training.guard import Guard
 from stablelm.training.metrics import read_metrics
 from stablelm.training.report import run_page
-from stablelm.training.trainer import train_by
+from stablelm.training.running import train_by
 from tests.training.conftest import Recorder
 
 

@@ -1,0 +1,62 @@
+"""A run from first to last: its device, its processes, the lock on its directory, then the trainer."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from stablelm.config import InputError, RunConfig
+from stablelm.interchange.native import finished_checkpoints
+from stablelm.planning import resolve_device
+from stablelm.storage import directory_lock
+from stablelm.training.adapting import refuse_packed
+from stablelm.training.console import Console
+from stablelm.training.parallel import finish, start
+from stablelm.training.parallel.apply import check
+from stablelm.training.parallel.launch import world_size
+from stablelm.training.restarting import note_start, restarted
+from stablelm.training.trainer import Trainer
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, force_data: bool = False, console: Console | None = None
+) -> Path:
+    """Trains as configured and returns the run's directory.
+
+    With `resume`, continues from the newest checkpoint in `config.out`, or from the start when there is none;
+    with `force_data` also on other data than it was trained on.
+    Raises `InputError` for a configuration that does not fit its data or a run that is already there,
+    `RunError` when the training itself cannot go on. Started by torchrun or srun it is one run over all
+    processes, of which the first writes and speaks."""
+    if config.init is not None and config.branch is None:
+        refuse_packed(config.init)
+    return train_by(Trainer, config, resume=resume, force_data=force_data, console=console)
+
+
+def train_by(
+    make: Callable[..., Trainer],
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    force_data: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """`train` with the trainer that `make` gives for (config, console, device=…)."""
+    run = Path(config.out)
+    resume = resume or restarted(run)
+    saved = finished_checkpoints(run)
+    if saved and not resume:
+        raise InputError(
+            f"{run}: already holds a run ({saved[-1].name}). Continue it with --resume, or choose another "
+            "--out."
+        )
+    device = resolve_device(config.device)
+    check(config, world_size(), device.type)
+    device, started = start(device, config.parallel.timeout)
+    try:
+        trainer = make(config, console, device=device)  # refuses before anything is written
+        with contextlib.ExitStack() as held:
+            trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
+            trainer.ranks.at_first(lambda: note_start(run))
+            return trainer.train(resume, force_data)
+    finally:
+        finish(started)
