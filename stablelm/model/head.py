@@ -3,8 +3,8 @@
 The loss is computed a chunk of tokens at a time, and its gradients with respect to the hidden states and the
 weight are made in the same pass: three matrix products a chunk, nothing recomputed, at most `chunk ×
 vocabulary` float32 logits alive. For 4 × 512 tokens and 8,192 words that is 16 MB instead of three copies of
-64 MB. Rejected: recomputing the logits in the backward pass (a fourth product),
-`torch.compile` (nothing gained on CPU).
+64 MB. On a GPU softmax and gradient are compiled into one kernel over the rounded logits alone; on a CPU
+that gained nothing. Rejected: recomputing the logits in the backward pass (a fourth product).
 
 The weight may be shared out by rows of the vocabulary over a process group: each process then has the logits
 of its rows, and a chunk's maxima, normalisers and label logits are put together in two small all-reduces."""
@@ -31,6 +31,8 @@ class Head(Linear):
     here."""
     smoothing: float = 0.0
     """Share ε of the target that is spread evenly over the vocabulary in the loss (Szegedy et al., 2016)."""
+    fused: "Softmax | None" = None
+    """`softmax_gradient`, compiled; used where all logits are here and labels are not smoothed."""
     own: Callable[[Tensor], Tensor] | None = None
     """With a group: takes this process's rows [V/n, h] out of the weight."""
 
@@ -45,7 +47,23 @@ class Head(Linear):
         if labels is None:
             logits = torch.nn.functional.linear(hidden, weight)
             return logits if self.group is None else _joined(logits, self.group)
-        return chunked_loss(hidden, weight, labels, self.chunk, self.smoothing, self.group)
+        return chunked_loss(hidden, weight, labels, self.chunk, self.smoothing, self.group, self.fused)
+
+
+def softmax_gradient(logits: Tensor, label: Tensor, counted: Tensor) -> Tensor:
+    """Σ −log softmax(z)[label] over the counted rows of logits z [T, V], a float32 scalar; z is overwritten
+    with its gradient. label [T, 1]; counted [T] bool. Compiled it reads z twice and writes it once."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    largest = z.amax(dim=-1, keepdim=True)
+    powers = (z - largest).exp()
+    normalizer = powers.sum(dim=-1, keepdim=True)
+    losses = (normalizer.log() + largest - z.gather(1, label)).squeeze(1) * counted
+    hit = torch.arange(z.shape[1], device=z.device) == label
+    logits.copy_((powers / normalizer - hit.to(z.dtype)) * counted.unsqueeze(1))
+    return losses.sum()
+
+
+Softmax = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class FrozenMatrix(Protocol):
@@ -69,10 +87,11 @@ def chunked_loss(
     chunk: int,
     smoothing: float = 0.0,
     group: Any = None,
+    fused: Softmax | None = None,
 ) -> Tensor:
     """Summed cross-entropy of hidden [..., h] and labels [...], negative = ignored; a float32 scalar."""
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight, labels.flatten(), chunk, group, smoothing
+        hidden.flatten(0, -2), weight, labels.flatten(), chunk, group, smoothing, fused
     )
     return loss
 
@@ -91,7 +110,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: "Tensor | FrozenMatrix", labels: Tensor, chunk: int, group: Any,
-        smoothing: float,
+        smoothing: float, fused: Softmax | None,
     ) -> Tensor:  # fmt: skip
         rows = weight.shape[0] if isinstance(weight, Tensor) else weight.rows
         first = 0 if group is None else dist.get_rank(group) * rows  # of the rows held here
@@ -106,7 +125,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Two buffers for all chunks: fresh ones would be returned to the system and faulted in again each
         # time.
         rough = hidden.new_empty(min(chunk, hidden.shape[0]), rows)
-        logits = rough if rough.dtype == exact else torch.empty_like(rough, dtype=exact)
+        whole = group is None and not smoothing and fused is not None and (wants_hidden or wants_weight)
+        logits = rough if whole or rough.dtype == exact else torch.empty_like(rough, dtype=exact)
         for start in range(0, hidden.shape[0], chunk):
             h, y = hidden[start : start + chunk], labels[start : start + chunk]
             z, z_rough = logits[: len(h)], rough[: len(h)]  # [chunk, V]
@@ -116,6 +136,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(h, weight.T, out=z_rough)
             else:
                 weight.times(h, z_rough)
+            if whole and fused is not None:
+                total += fused(z_rough, target, counted)
+                _add_products(z_rough, h, weight, d_hidden, d_weight, start)
+                continue
             if z is not z_rough:
                 z.copy_(z_rough)
             largest = z.amax(dim=-1, keepdim=True)
@@ -139,12 +163,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 z -= spread * counted.to(exact).unsqueeze(1)  # all of it 0 where ignored
             if z is not z_rough:
                 z_rough.copy_(z)
-            if d_hidden is not None and isinstance(weight, Tensor):
-                torch.mm(z_rough, weight, out=d_hidden[start : start + chunk])
-            elif d_hidden is not None and not isinstance(weight, Tensor):
-                weight.back(z_rough, d_hidden[start : start + chunk])
-            if d_weight is not None:
-                d_weight += z_rough.T @ h
+            _add_products(z_rough, h, weight, d_hidden, d_weight, start)
         if group is not None and d_hidden is not None:
             dist.all_reduce(d_hidden, group=group)
         ctx.save_for_backward(d_hidden, d_weight)
@@ -158,8 +177,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
             None if d_weight is None else d_weight * scale,
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 5,
         )
+
+
+def _add_products(
+    d_logits: Tensor, hidden: Tensor, weight: "Tensor | FrozenMatrix", d_hidden: Tensor | None,
+    d_weight: Tensor | None, start: int,
+) -> None:  # fmt: skip
+    """Puts what the gradient of a chunk's logits gives into those of hidden states and weight."""
+    if d_hidden is not None:
+        out = d_hidden[start : start + len(hidden)]
+        if isinstance(weight, Tensor):
+            torch.mm(d_logits, weight, out=out)
+        else:
+            weight.back(d_logits, out)
+    if d_weight is not None:
+        d_weight += d_logits.T @ hidden

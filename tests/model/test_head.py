@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from stablelm.model.head import Head
+from stablelm.model.head import Head, softmax_gradient
 
 
 def case(dtype, tokens=53, hidden=24, words=61):
@@ -39,6 +39,20 @@ def test_loss_and_gradients_equal_the_plain_loss(chunk, smoothing, dtype, bound)
     (expected / 7).backward()
     torch.testing.assert_close(head(states, labels), expected, atol=bound * 100, rtol=bound)
     torch.testing.assert_close(ours, [states.grad, head.weight.grad], atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_the_softmax_of_a_gpu_gives_the_same(chunk, dtype, bound):
+    head, states, labels = case(dtype)
+    found = {}
+    for fused in (None, softmax_gradient):
+        head.chunk, head.fused = chunk, fused
+        states.grad = head.weight.grad = None
+        loss = head(states, labels)
+        (loss / 7).backward()
+        found[fused is None] = [loss.detach(), states.grad.clone(), head.weight.grad.clone()]
+    torch.testing.assert_close(found[True], found[False], atol=bound, rtol=bound)
 
 
 def test_every_label_ignored_gives_zero_loss_and_gradient():

@@ -21,6 +21,7 @@ from stablelm.config.parallelism import Degrees
 from stablelm.config.run import steps_of
 from stablelm.model import Documents, StableLM
 from stablelm.model.fused import choose_fused
+from stablelm.model.head import softmax_gradient
 from stablelm.training.parallel.loss import VocabularyParallel
 from stablelm.training.parallel.mesh import REPLICATE, SHARD, TENSOR
 from stablelm.training.parallel.placements import block_plan, root_plan
@@ -76,7 +77,7 @@ def parallelize(model: StableLM, mesh: DeviceMesh | None, config: RunConfig, dev
     if compiled and config.recompute == "selective":  # its policy must be seen by the compiler
         apply_recomputation(model, config.recompute)
     if compiled:
-        _compile(model, tensor)
+        _compile(model, tensor, device_type)
     if not (compiled and config.recompute == "selective"):
         apply_recomputation(model, config.recompute)
     if mesh is not None:
@@ -93,7 +94,7 @@ def _cut(model: StableLM, mesh: DeviceMesh, config: RunConfig) -> None:
         parallelize_module(block, mesh, inside, src_data_rank=None)
 
 
-def _compile(model: StableLM, tensor: int) -> None:
+def _compile(model: StableLM, tensor: int, device_type: str) -> None:
     if tensor > 1:
         # The cut embedding returns a tensor that is still on its way. Handed to a compiled block it loses its
         # history, and the embedding silently gets no gradient (PyTorch 2.13); a copy keeps it.
@@ -102,6 +103,8 @@ def _compile(model: StableLM, tensor: int) -> None:
         block: Any = module
         block.self_attn.attend = _documents_outside(block.self_attn.attend)
         block.forward = torch.compile(block.forward)
+    if device_type == "cuda":
+        model.lm_head.fused = torch.compile(softmax_gradient)
 
 
 def _documents_outside(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
