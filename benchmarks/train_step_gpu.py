@@ -14,7 +14,6 @@ step being one micro-batch; then both stay in memory and take turns.
 import argparse
 import gc
 import json
-import sys
 import sysconfig
 import tempfile
 import time
@@ -88,7 +87,7 @@ def make_ours(options, data: Path, batch: int):
         "data": {"path": str(data), "epochs": {"python": 200}},
         "batch": {"sequences": batch, "micro_sequences": batch, "sequence_length": options.length},
         "precision": "bf16", "compile": options.compile, "kernels": options.kernels,
-        "loss_chunk": options.chunk, "recompute": options.recompute, "schedule": {"warmup": 100},
+        "loss_chunk": options.chunk, "recompute": options.recompute, "schedule": {"warmup": 0.5},
     })  # fmt: skip
     trainer = OnDevice(config, SilentConsole())
     return lambda: trainer.train_step()["loss"]
@@ -211,6 +210,11 @@ def profile(options, data: Path, batch: int) -> None:
     print(profiler.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=90))
 
 
+def numbers(text: str) -> list[int]:
+    """2,4 → [2, 4]."""
+    return [int(number) for number in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -222,7 +226,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps in a round")
     parser.add_argument("--chunk", type=int, default=4096, help="tokens whose logits are alive at once")
-    parser.add_argument("--kernels", choices=("pytorch", "triton"))
+    parser.add_argument("--kernels", choices=("pytorch", "triton"), default="pytorch")
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--profile", action="store_true", help="print where the time goes, for one batch")
