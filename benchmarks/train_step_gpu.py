@@ -263,11 +263,7 @@ def measure(options, data: Path) -> None:
     rate = next((value for key, value in RATES.items() if key in str(device.get("name"))), None)
     result = {
         "device": device.get("name"),
-        "versions": {
-            "torch": torch.__version__,
-            "python": sys.version.split()[0],
-            "cuda": torch.version.cuda,
-        },
+        "cuda": torch.version.cuda,
         "micro_batch": best,
         "tried": tried,
         "seconds_per_step": {name: summary(values) for name, values in seconds.items()},
