@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/quantised_quality.py MODEL [--tokens 2048] [--text FILE] [--bits 8 4]
 
-`prefill` reads windows of 256 tokens at once (activations rounded a row); `decoding` reads the same windows
-16 tokens at a time through the kernels that write text, keys and values in the default precision of that
+`prefill` reads windows of 256 tokens at once (`kernels/cpu/prefill.py`); `decoding` reads the same windows 16
+tokens at a time through the kernels that write text, keys and values in the default precision of that
 model. Rounding is what `stablelm quantize` does without options. Without --text, the text is this program's
 own source. Nothing is timed. Needs the memory of the model and of the packed one."""
 

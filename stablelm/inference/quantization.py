@@ -168,7 +168,7 @@ def few(packed: Packed, x: Tensor) -> Tensor:
 
 
 def many(packed: Packed, x: Tensor) -> Tensor:
-    """x [B, K] → x Wᵀ [B, N] for many rows: one product of 8-bit numbers. In the dtype of x or float32."""
+    """x [B, K] → x Wᵀ [B, N] for many rows, by products of 8-bit numbers. In the dtype of x or float32."""
     try:
         from stablelm.kernels.cpu.prefill import product_of_many
     except ImportError:
@@ -179,10 +179,12 @@ def many(packed: Packed, x: Tensor) -> Tensor:
 def kernels_in_use() -> str:
     """Which kernels compute with packed weights here, and why."""
     try:
+        from stablelm.kernels.cpu.prefill import BY_GROUPS
         from stablelm.kernels.cpu.vectors import INSTRUCTIONS
     except ImportError as error:
         return f"PyTorch: weights are made dense for each product, slow; Numba cannot be used here ({error})"
-    return f"Numba, {INSTRUCTIONS}; above {FEW_ROWS} rows torch._int_mm"
+    which = " of 4-bit weights" if BY_GROUPS else ""
+    return f"Numba, {INSTRUCTIONS}; above {FEW_ROWS} rows{which} torch._int_mm"
 
 
 def is_packed(model: StableLM) -> bool:

@@ -1,4 +1,5 @@
-"""x Wᵀ for one to sixteen rows of x, as fast as memory gives W: 4 bits, 8 bits, bfloat16.
+"""x Wᵀ for one to sixteen rows of x, as fast as memory gives W: 4 bits, 8 bits, bfloat16; for more rows of
+x as fast as the processor multiplies bytes.
 
 One pass over the tiles of `packing.py`, shared among threads; each weight is read once for all rows of x (up
 to 8 at a time; for more, a tile comes again from the cache, not from memory). x is rounded to 8 bits a group
@@ -287,14 +288,14 @@ def takes(matrix: Tensor) -> bool:
     )
 
 
-@compiled(exact=True)
+@compiled(parallel=True, exact=True)
 def _all_ready(values: Any, rows: int, width: int, bits: int, group: int, given: Any) -> None:
-    for row in range(rows):
+    for row in prange(rows):
         ready(values, row, width, bits, group, given)
 
 
 def product(matrix: Packed | Tensor, x: Tensor) -> Tensor:
-    """x [B, K] → x Wᵀ [B, N], float32; any B, meant for B ≤ `MOST_ROWS`."""
+    """x [B, K] → x Wᵀ [B, N], float32. For B above `MOST_ROWS` see `prefill.product_of_many`."""
     dense = isinstance(matrix, Tensor)
     rows, columns = matrix.shape if isinstance(matrix, Tensor) else (matrix.rows, matrix.columns)
     bits, group = (DENSE, BLOCK) if isinstance(matrix, Tensor) else (matrix.bits, matrix.group)

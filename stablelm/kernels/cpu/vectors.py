@@ -39,6 +39,8 @@ def _chosen() -> str:
     return wish
 
 
+AMX: bool = ll.get_host_cpu_features().get("amx-int8", False)
+"""Whether this CPU multiplies tiles of bytes, which PyTorch's products use and these kernels do not."""
 ABLE = _able()
 """Those of `NAMES` that this CPU has."""
 INSTRUCTIONS = _chosen()

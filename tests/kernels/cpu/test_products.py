@@ -37,7 +37,7 @@ def close(ours, theirs):
     group=st.sampled_from([32, 64, 128]),
     rows=st.integers(1, 150),
     columns=st.integers(1, 400),
-    batch=st.integers(1, 16),
+    batch=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
 def test_a_product_is_its_twins(bits, group, rows, columns, batch, seed):
@@ -97,9 +97,9 @@ def test_what_is_not_finite_stays_so_and_stays_in_its_row(bits, value):
 @pytest.mark.parametrize("bits", [4, 8, DENSE])
 def test_a_row_does_not_depend_on_its_neighbours(bits):
     packed, _, _ = example(bits, 64, 96, 320)
-    x = torch.randn(16, 320)
+    x = torch.randn(35, 320)
     together = product(packed, x)
-    for count in (1, 2, 3, 5, 7, 8, 11):
+    for count in (1, 2, 3, 5, 7, 8, 11, 16, 17, 32):
         assert torch.equal(product(packed, x[:count]), together[:count])
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stablelm.kernels.cpu.packing import dense, pack, quantize_activations
-from stablelm.kernels.cpu.prefill import as_rows, product_of_many
+from stablelm.kernels.cpu.prefill import as_rows, product_by_rows
 from stablelm.kernels.cpu.products import room
 from stablelm.kernels.cpu.rows import normalize, ready, swiglu
 
@@ -114,7 +114,7 @@ def test_what_is_not_finite_stays_so(value):
     bits=st.sampled_from([4, 8]), group=GROUPS, rows=st.integers(1, 100), columns=st.integers(1, 300),
     batch=st.integers(17, 40), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_prefill_is_a_product_of_eight_bit_rows(bits, group, rows, columns, batch, seed):
+def test_prefill_by_rows_is_a_product_of_eight_bit_rows(bits, group, rows, columns, batch, seed):
     draw = torch.Generator().manual_seed(seed)
     low, high = (-8, 7) if bits == 4 else (-127, 127)
     levels = torch.randint(low, high + 1, (rows, columns), generator=draw)
@@ -126,18 +126,18 @@ def test_prefill_is_a_product_of_eight_bit_rows(bits, group, rows, columns, batc
     x = torch.randn(batch, columns, generator=draw)
     step = x.abs().amax(1, keepdim=True) / 127
     wanted = ((x / step).round().double() @ whole[:, :columns].double().T) * step * steps
-    got = product_of_many(packed, x)
+    got = product_by_rows(packed, x)
     torch.testing.assert_close(got, wanted.float(), rtol=1e-5, atol=1e-6 * columns)
     half = x.bfloat16()
-    assert torch.equal(product_of_many(packed, half), product_of_many(packed, half.float()).bfloat16())
+    assert torch.equal(product_by_rows(packed, half), product_by_rows(packed, half.float()).bfloat16())
 
 
-def test_prefill_keeps_what_is_not_finite_in_its_row():
+def test_prefill_by_rows_keeps_what_is_not_finite_in_its_row():
     packed = pack(torch.randint(-8, 8, (40, 64)), torch.rand(40, 2) + 0.1, 4, 32)
     x = torch.randn(20, 64)
-    alone = product_of_many(packed, x)
+    alone = product_by_rows(packed, x)
     x[3, 9] = float("nan")
-    out = product_of_many(packed, x)
+    out = product_by_rows(packed, x)
     assert not out[3].isfinite().any()
     keep = torch.arange(20) != 3
     assert torch.equal(out[keep], alone[keep])
