@@ -32,8 +32,20 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many items of each task: a quick look.")] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Paired differences to the first model, with 95 % intervals.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Paired differences to the first model, or of adapters to MODEL alone, with 95 % intervals.",
+        ),
     ] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="Evaluate the one MODEL with an adapter in PEFT's format, or a run that trained one; may be "
+            "repeated.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -55,21 +67,22 @@ def evaluate(
     from stablelm.evaluation.suites import choose_tasks
 
     wanted = choose_tasks(suite, [task for task in (tasks or "").split(",") if task])
-    if compare and len(models) < 2:
-        raise InputError("--compare wants at least two models.")
+    if compare and len(models) < 2 and not adapter:
+        raise InputError("--compare wants at least two models, or an --adapter.")
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from stablelm.cli.options import precision
-    from stablelm.evaluation.evaluate import distinct_names, evaluate_suite
+    from stablelm.evaluation.evaluate import evaluate_suite, subjects_of
     from stablelm.evaluation.pages import difference_table, table
 
-    target = out or Path("evaluations") / "-and-".join(distinct_names(models))
+    subjects = subjects_of(models, adapter or (), compare)
+    target = out or Path("evaluations") / "-and-".join(name for name, *_ in subjects)
     number = None if dtype == "auto" else precision(dtype)
     found, differences = evaluate_suite(
         models, wanted, data, limit, target, number, device, compared=compare, classifier=classifier,
-        say=typer.echo,
+        adapters=adapter or (), say=typer.echo,
     )  # fmt: skip
     console = Console()
 

@@ -1,8 +1,8 @@
-"""Any models on a suite: opened, evaluated, compared, written down."""
+"""Any models on a suite, or a model with adapters: opened, evaluated, compared, written down."""
 
 import gc
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from stablelm.evaluation import safety
 from stablelm.evaluation.comparison import Difference, compare
 from stablelm.evaluation.safety.items import gather
 from stablelm.evaluation.suites import SAFETY, Evaluation, Suite, choose_tasks, run, write
+from stablelm.interchange.adapters import adapter_directory, attach_all, checked, named
 from stablelm.interchange.hub import resolve
 from stablelm.interchange.open import open_path
 from stablelm.planning import resolve_device
@@ -33,8 +34,12 @@ def evaluate(
     device: str = "auto",
     progress: bool = True,
     classifier: str | Path | None = None,
+    adapters: str | Path | Sequence[str | Path] = (),
 ) -> list[Evaluation]:
     """Evaluates paths or Hub ids on a suite ("stablelm-3b-4e1t" by default) or on named lm_eval tasks.
+
+    With `adapters` (directories in PEFT's format, or runs that trained one) the one model is evaluated with
+    each of them instead.
 
     `data`: a directory with <task>.jsonl files, without which items come from the Hub; `limit`: items of each
     task; `out`: a directory for results.json, samples and report.html (of several models: a folder for each,
@@ -42,9 +47,11 @@ def evaluate(
     `data`, and a `classifier` of toxic texts (`evaluation/safety/`)."""
     given = [models] if isinstance(models, str | Path) else list(models)
     wanted = choose_tasks(suite, tasks)
+    several = [adapters] if isinstance(adapters, str | Path) else list(adapters)
     return evaluate_suite(
-        given, wanted, data, limit, out, dtype, device, progress=progress, classifier=classifier
-    )[0]
+        given, wanted, data, limit, out, dtype, device, progress=progress, classifier=classifier,
+        adapters=several,
+    )[0]  # fmt: skip
 
 
 def evaluate_suite(
@@ -59,19 +66,24 @@ def evaluate_suite(
     compared: bool = False,
     progress: bool = True,
     classifier: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
     say: Callable[[str], Any] = lambda line: None,
 ) -> tuple[list[Evaluation], list[Comparison]]:
-    """What `evaluate` does, with the paired differences of each model to the first when `compared`."""
-    names = distinct_names(models)
+    """What `evaluate` does, with the paired differences of each model to the first when `compared`; the first
+    is the model alone where it has `adapters`."""
+    subjects = subjects_of(models, adapters, compared)
     if suite.name == SAFETY:
         gather(data, limit)  # a mistake in a file is told before a model is opened
     elif classifier is not None:
         raise InputError("--classifier belongs to --suite safety; leave it out.")
     found = []
-    for path, name in zip(models, names, strict=True):
-        say(f"{name}: {path}")
-        folder = None if out is None else Path(out) / name if len(names) > 1 else Path(out)
-        model, tokenizer = open_path(resolve(path), dtype, resolve_device(device))
+    for name, path, worn in subjects:
+        say(f"{name}: {path}" + "".join(f" with the adapter {where}" for where in worn.values()))
+        folder = None if out is None else Path(out) / name if len(subjects) > 1 else Path(out)
+        place = resolve(path)
+        model, tokenizer = open_path(place, dtype, resolve_device(device))
+        if worn:
+            tokenizer = attach_all(model, checked(model, place, worn)) or tokenizer
         if tokenizer is None:
             raise InputError(f"{path}: has no tokenizer.json; evaluation works on text.")
         if suite.name == SAFETY:
@@ -107,6 +119,33 @@ def evaluate_suite(
 
         page(found, suite, differences).write(Path(out) / "report.html")
     return found, differences
+
+
+Subject = tuple[str, str | Path, Mapping[str, Path]]
+"""What is evaluated: its name, the path of a model, and the adapter on it if any, by name."""
+
+
+def subjects_of(
+    models: Sequence[str | Path], adapters: Sequence[str | Path] = (), compared: bool = False
+) -> list[Subject]:
+    """Models as they are, or the one model with each of `adapters` ([NAME=]DIRECTORY), after itself when
+    `compared`; `InputError` for adapters on several models."""
+    plain: list[Subject] = [
+        (name, path, {}) for name, path in zip(distinct_names(models), models, strict=True)
+    ]
+    if not adapters:
+        return plain
+    if len(models) != 1:
+        raise InputError(
+            f"--adapter goes with one MODEL, and {len(models)} are given; runs that trained an adapter can "
+            "be given as models themselves."
+        )
+    worn = {own: adapter_directory(path) for own, path in named([str(one) for one in adapters]).items()}
+    names = distinct_names([models[0], *worn])[1:]
+    dressed: list[Subject] = [
+        (name, models[0], {own: path}) for name, (own, path) in zip(names, worn.items(), strict=True)
+    ]
+    return [*(plain if compared else ()), *dressed]
 
 
 def distinct_names(models: Sequence[str | Path]) -> list[str]:

@@ -97,3 +97,31 @@ def test_mistakes(world, run, adapters, tmp_path):
         said = run(*line)
         assert said.code == 2 and words in said.err and "Traceback" not in said.err, said.err
     assert {path.name for path in tmp_path.iterdir()} == {"asked.jsonl"}
+
+
+def test_an_evaluation_with_adapters_is_that_of_the_merged_model(world, run, adapters, shared, tmp_path):
+    run("adapter", "merge", adapters / "rude", tmp_path / "merged", "--dtype", "fp32")
+    rest = ("--tasks", "piqa", "--data", shared / "data" / "eval", "--limit", 4, "--dtype", "fp32")
+    both = ("--adapter", adapters / "rude", "--adapter", f"polite={adapters / 'formal'}", "--compare")
+    said = run("evaluate", world / "model", *rest, *both, "--out", tmp_path / "e")
+    assert said.code == 0, said.err
+    assert "rude minus model" in said.out and "polite minus model" in said.out
+    assert run("evaluate", tmp_path / "merged", *rest, "--out", tmp_path / "m").code == 0
+
+    def scores(folder):
+        lines = (folder / "samples" / "piqa.jsonl").read_text().splitlines()
+        return torch.tensor([[float(r[0][0]) for r in json.loads(line)["resps"]] for line in lines])
+
+    merged, rude, plain = (scores(tmp_path / where) for where in ("m", "e/rude", "e/model"))
+    torch.testing.assert_close(rude, merged, rtol=1e-4, atol=1e-4)
+    assert (plain - merged).abs().max() > 0.1
+    against = json.loads((tmp_path / "e" / "rude" / "results.json").read_text())["stablelm"]["against"]
+    assert against["model"] == "model"
+
+
+def test_an_evaluation_with_an_adapter_in_the_wrong_place(world, run, adapters, tmp_path):
+    words = ("--adapter", adapters / "rude")
+    said = run("evaluate", world / "model", world / "model", *words)
+    assert said.code == 2 and "--adapter goes with one MODEL, and 2 are given" in said.err
+    said = run("evaluate", world / "model", "--adapter", tmp_path)
+    assert said.code == 2 and "no adapter" in said.err and "Traceback" not in said.err
