@@ -20,23 +20,25 @@ EVERY_KIND = [
     pytest.param([], id="full"),
     pytest.param(["--set", "neftune=5"], id="neftune"),
     pytest.param(["--lora", "4"], id="lora"),
+    pytest.param(["--preference", "dpo"], id="dpo"),
+    pytest.param(["--preference", "ipo", "--lora", "4"], id="ipo-lora"),
 ]
 """Flags of the runs that are killed."""
 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    path = tmp_path_factory.mktemp("examples") / "data.jsonl"
+    """A function: the file of examples that a run with these flags reads."""
+    root = tmp_path_factory.mktemp("examples")
     draw = random.Random(1)
-    lines = [
-        {
-            "prompt": f"Number {number}:",
-            "completion": " " + draw.choice(["blue", "green and white", "black."]),
-        }
-        for number in range(60)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    answered, preferred = [], []
+    for number in range(60):
+        one, other = draw.sample([" blue", " green and white", " black."], 2)
+        answered.append({"prompt": f"Number {number}:", "completion": one})
+        preferred.append({"prompt": f"Number {number}:", "chosen": one, "rejected": other})
+    for name, lines in (("answers", answered), ("pairs", preferred)):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lambda flags: root / ("pairs.jsonl" if "--preference" in flags else "answers.jsonl")
 
 
 def command(base, examples, out, flags):  # noqa: F811
@@ -46,7 +48,8 @@ def command(base, examples, out, flags):  # noqa: F811
         "evaluation.best": "loss", "evaluation.sample_tokens": 4, "device": "cpu",
     }  # fmt: skip
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    line = [sys.executable, "-m", "stablelm", "finetune", str(base), str(examples), "--out", str(out)]
+    data = examples(flags)
+    line = [sys.executable, "-m", "stablelm", "finetune", str(base), str(data), "--out", str(out)]
     return [*line, "--sequence-length", "32", *given, *flags, "--resume"]
 
 
