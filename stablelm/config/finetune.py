@@ -14,12 +14,13 @@ from stablelm.config.adapter import AdapterConfig
 from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
 from stablelm.config.guard import GuardConfig
+from stablelm.config.logging import LoggingConfig
 from stablelm.config.mixture import as_fraction
 from stablelm.config.model import ModelConfig
 from stablelm.config.optimization import OptimizerConfig, ScheduleConfig
 from stablelm.config.parallelism import ParallelConfig
 from stablelm.config.preference import PreferenceConfig
-from stablelm.config.run import CheckpointConfig, LoggingConfig, RunConfig
+from stablelm.config.run import CheckpointConfig, RunConfig
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, validate
 from stablelm.config.tuning_evaluation import TuningEvaluationConfig
 

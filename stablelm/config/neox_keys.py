@@ -87,7 +87,7 @@ WHOLE, NUMBER, SWITCH, TEXT, LIST = "a whole number", "a number", "true or false
 _SPEED = "a choice of kernel; the one for the device is taken here, with the same result"
 _NO_FP16 = "write precision: bfloat16 and bf16: {enabled: true}, or --set precision=bf16 (or fp32)"
 _CALLER = "how GPT-NeoX is started; torchrun or srun start a run here"
-_WANDB = "every step is in metrics.jsonl; logging.tensorboard writes TensorBoard's files"
+_WANDB = "every step is in metrics.jsonl; logging.tensorboard and logging.wandb show it elsewhere"
 _TUNING = "DeepSpeed's tuning of communication; fully_shard has its own"
 _HELD_OUT = "held-out loss is measured on the documents that `stablelm data prepare` held out"
 _WEIGHT = "training starts from its weights"

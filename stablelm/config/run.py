@@ -13,6 +13,7 @@ from stablelm.config.card import CardConfig
 from stablelm.config.errors import InputError
 from stablelm.config.evaluation import EvaluationConfig
 from stablelm.config.guard import GuardConfig
+from stablelm.config.logging import LoggingConfig
 from stablelm.config.mixture import DataConfig
 from stablelm.config.model import ModelConfig, preset
 from stablelm.config.neox import Reading, is_neox, read_neox
@@ -41,15 +42,6 @@ class CheckpointConfig(Schema):
     asynchronous: bool = True
     """Go on training while the files are written, from a copy in host memory (12 bytes a parameter, shared
     out over the processes)."""
-
-
-class LoggingConfig(Schema):
-    """What is written while the run goes on; `metrics.jsonl` always is."""
-
-    every: int = Field(10, ge=1)
-    """Steps between lines on the console. Every step is in metrics.jsonl."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files (needs `pip install stablelm[track]`)."""
 
 
 class RunConfig(Schema):

@@ -3,6 +3,7 @@ Slurm)."""
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from rich.console import Console as RichConsole
@@ -23,6 +24,31 @@ class Console(Protocol):
 
     def stop(self) -> None:
         """The loop ended."""
+
+
+class Lines:
+    """The console as a sink of records: steps as they are made, and why one was rejected."""
+
+    def __init__(self, console: Console, steps: Callable[[], int], every: int) -> None:
+        """`steps` in all, of the plan at hand; a line `every` so many."""
+        self._console, self._steps, self._every, self._seconds = console, steps, every, 0.0
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Shows a step; measurements are told by who makes them, in words."""
+        step, kind = record["step"], record.get("kind")
+        if kind == "rejected":
+            self._console.message(f"step {step:,}: rejected: {record['reason']}")
+        if kind is None:
+            seconds, left = record["seconds"], self._steps() - step
+            self._seconds = 0.95 * self._seconds + 0.05 * seconds if self._seconds else seconds
+            shown = left == 0 or step % self._every == 0 or step == 1
+            self._console.step(record, left * self._seconds, shown)
+
+    def rewind(self, step: int) -> None:
+        """What was said was said."""
+
+    def close(self) -> None:
+        """The console speaks on."""
 
 
 def make_console() -> Console:

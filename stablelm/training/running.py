@@ -1,6 +1,7 @@
 """A run from first to last: its device, its processes, the lock on its directory, then the trainer."""
 
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def train_by(
     console: Console | None = None,
 ) -> Path:
     """`train` with the trainer that `make` gives for (config, console, device=…)."""
-    run = Path(config.out)
+    run, began = Path(config.out), time.perf_counter()
     resume = resume or restarted(run)
     saved = finished_checkpoints(run)
     if saved and not resume:
@@ -54,6 +55,7 @@ def train_by(
     device, started = start(device, config.parallel.timeout)
     try:
         trainer = make(config, console, device=device)  # refuses before anything is written
+        trainer.clock.since(began)
         with contextlib.ExitStack() as held:
             trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
             trainer.ranks.at_first(lambda: note_start(run))

@@ -30,15 +30,17 @@ from stablelm.storage import require_space, write_json, write_text
 from stablelm.training.adapting import same_words, told_adaptation
 from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batch, Batches
+from stablelm.training.boards import boards_of
 from stablelm.training.branching import origin_of, parent_of
 from stablelm.training.building import Start, build_model
 from stablelm.training.checkpoint import clear_leftovers, load_checkpoint, read_state
-from stablelm.training.console import Console, SilentConsole, make_console
+from stablelm.training.console import Console, Lines, SilentConsole, make_console
 from stablelm.training.evaluating import HELD_OUT, Evaluator, told
 from stablelm.training.garbage import PinnedGarbage
+from stablelm.training.goodput import COMPUTE, DATA, EVALUATION, LOST, SAVE, Clock
 from stablelm.training.guard import Guard, refusal
 from stablelm.training.interruption import Interruption
-from stablelm.training.metrics import METRICS, Metrics
+from stablelm.training.metrics import GOODPUT_KIND, METRICS, Metrics
 from stablelm.training.optimizer import make_optimizer
 from stablelm.training.parallel import Layout
 from stablelm.training.parallel.apply import check, compiles, reshard
@@ -65,7 +67,7 @@ class Trainer:
     ) -> None:
         """`device`: this process's, by default the configuration's; `dtype` replaces the precision of weights
         and arithmetic (float64 in tests)."""
-        self.config, self.run = config, Path(config.out)
+        self.config, self.run, self.clock = config, Path(config.out), Clock()
         self.device = device or resolve_device(config.device)
         check(config, world_size(), self.device.type)
         self.ranks = Ranks()
@@ -171,7 +173,7 @@ class Trainer:
         self.console.start(self.plan.steps, self.step)
         try:
             with contextlib.ExitStack() as stack:
-                self.ranks.at_first(lambda: self._open_metrics(stack))
+                self.ranks.at_first(lambda: self._open_metrics(stack, fresh=not resume))
                 interruption = stack.enter_context(Interruption())
                 garbage = stack.enter_context(PinnedGarbage())
                 stack.enter_context(self.checkpoints)
@@ -182,8 +184,12 @@ class Trainer:
             self.console.stop()
         return self.run
 
-    def _open_metrics(self, stack: contextlib.ExitStack) -> None:
-        self.metrics = stack.enter_context(Metrics(self.run, self.step, self.config.logging.tensorboard))
+    def _open_metrics(self, stack: contextlib.ExitStack, *, fresh: bool) -> None:
+        message, every = self.console.message, self.config.logging.every
+        others = boards_of(self.config, self.run, self.step, fresh=fresh, message=message)
+        stack.enter_context(self.clock.open(self.run, lambda: self.step, fresh=fresh, message=message))
+        lines = Lines(self.console, lambda: self.plan.steps, every)
+        self.metrics = stack.enter_context(Metrics(self.run, self.step, lines, others, message))
 
     def _record(self, record: dict[str, Any]) -> None:
         if self.metrics is not None:
@@ -233,12 +239,16 @@ class Trainer:
         return f"all {self.plan.steps:,} steps are done" if self.step == self.plan.steps else None
 
     def _loop(self, interruption: Interruption, garbage: PinnedGarbage) -> None:
-        config, seconds_a_step = self.config, 0.0
+        config, clock = self.config, self.clock
+        clock.stepping(self.step)
         if self.step == 0 and config.data.replay is not None:
-            self._evaluate()  # what forgetting is counted from
+            with clock.phase(EVALUATION):
+                self._evaluate()  # what forgetting is counted from
         while self.ended() is None:
             began = time.perf_counter()
-            record = self.train_step()
+            with clock.phase(COMPUTE):
+                record = self.train_step()
+            clock.stepped(self.step, "reason" in record)
             seconds = time.perf_counter() - began
             rate = record["step_tokens"] / seconds
             record |= {
@@ -248,32 +258,39 @@ class Trainer:
             }
             self._record(record)
             garbage.step(self.step)
-            seconds_a_step = seconds if seconds_a_step == 0 else 0.95 * seconds_a_step + 0.05 * seconds
             last = self.ended() is not None
-            if "reason" in record:
-                self.console.message(f"step {self.step:,}: rejected: {record['reason']}")
-                if (why := beyond_help(self)) is not None:
-                    go_back(self, why)
-                    continue
-            else:
-                shown = last or self.step % config.logging.every == 0 or self.step == 1
-                self.console.step(record, (self.plan.steps - self.step) * seconds_a_step, shown)
+            if "reason" in record and (why := beyond_help(self)) is not None:
+                self._go_back(why)
+                continue
             if last or self.step % config.evaluation.every == 0:
-                self._evaluate()
+                with clock.phase(EVALUATION):
+                    self._evaluate()
                 last = self.ended() is not None  # what was measured may say so
             self.checkpoints.poll()
             asked = self.ranks.any(interruption.requested)
             if last or self.checkpoints.due(self.step) or asked:
-                try:
-                    saved = self._save()
-                except NotFinite as error:
-                    go_back(self, str(error))
-                    continue
+                with clock.phase(SAVE):
+                    try:
+                        saved = self._save()
+                    except NotFinite as error:
+                        self._go_back(str(error))
+                        continue
+                    if asked and not last:
+                        self.checkpoints.finish()
+                clock.mark(self.step)
+                if clock.account is not None:
+                    self._record({"step": self.step, "kind": GOODPUT_KIND, **clock.account.shares()})
                 if asked and not last:
-                    self.checkpoints.finish()
                     raise RunError(
                         f"stopped after step {self.step:,}, saved as {saved}; continue with --resume."
                     )
+        clock.switch(SAVE)  # the last one is waited for
+
+    def _go_back(self, why: str) -> None:
+        reached = self.step
+        with self.clock.phase(LOST):
+            go_back(self, why)
+        self.clock.back(reached, self.step)
 
     def _flops(self, length: int) -> int:
         """6N + 12·L·h·s at the context of a step."""
@@ -286,7 +303,8 @@ class Trainer:
         span = steps.span(self.step, samples)
         self.watchdog.beat(self.step, "reading its samples")
         following = steps.span(self.step + 1, samples) if self.step + 1 < self.plan.steps else None
-        batch = self.batches.get(span, following)
+        with self.clock.phase(DATA):
+            batch = self.batches.get(span, following)
         value, norm = self.passes(batch)
         norm_value, lr = float(norm), self.schedule.rate(self.step)
         reason = self.guard.judge(value, norm_value, self.loader.phase(span.first))

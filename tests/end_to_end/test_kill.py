@@ -14,6 +14,7 @@ from stablelm.config.recipe import DataRecipe
 from stablelm.data.preparation import prepare
 from stablelm.interchange import open_path
 from stablelm.tokenizer.training import train_tokenizer
+from stablelm.training.goodput import read_goodput
 from stablelm.training.metrics import read_metrics
 
 STEPS = 200  # enough that a stalled test still finds the run alive
@@ -84,6 +85,9 @@ def test_killed_again_and_again(config, tmp_path, seed):
     a, b = (open_path(run)[0].state_dict() for run in (whole, out))
     assert all((a[name] == b[name]).all() for name in a)
     assert not list((out / "checkpoints").glob("*.tmp-*"))
+    account = read_goodput(out)
+    assert account.starts == 4 and account.seconds["down"] > 0
+    assert sum(account.seconds.values()) == pytest.approx(account.wall, rel=0.01)
 
 
 def test_a_branch_killed_again_and_again(config, tmp_path):

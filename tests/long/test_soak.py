@@ -1,12 +1,14 @@
-"""5,000 tiny steps with saves, rejected steps and evaluations: nothing piles up."""
+"""5,000 tiny steps with saves, rejected steps and evaluations: nothing piles up, all time is accounted for."""
 
 import gc
 import os
 import threading
+import time
 
 import pytest
 
 from stablelm.training import train
+from stablelm.training.goodput import read_goodput
 from tests.training.conftest import Recorder, dataset_path, make_config  # noqa: F401 (fixtures)
 
 STEPS, WARM = 5_000, 1_000
@@ -44,8 +46,10 @@ def test_nothing_piles_up(make_config, tmp_path):  # noqa: F811
         evaluation={"every": 250, "windows": 2, "copying": 0, "cloze": 0},
         guard={"hang_timeout": 600, "deviations": 6, "in_a_row": 1000},
     )
-    console = Quiet()
-    train(config, console=console)
+    console, began = Quiet(), time.time()
+    account = read_goodput(train(config, console=console))
+    assert sum(account.seconds.values()) == pytest.approx(account.wall, rel=0.01)
+    assert account.wall == pytest.approx(time.time() - began, rel=0.01)
     (early, threads, files), (late, threads_late, files_late) = console.held[WARM], console.held[STEPS]
     assert late - early <= 20e6, f"{early / 1e6:.1f} MB at step {WARM:,}, {late / 1e6:.1f} MB at {STEPS:,}"
     assert threads == threads_late and abs(files_late - files) <= 1  # a save may be open

@@ -69,8 +69,8 @@ def test_a_disk_that_fills_under_the_metrics_names_them(tmp_path):
             pass
 
     with Metrics(tmp_path, 0) as metrics:
-        metrics._file.close()
-        metrics._file = Full()
+        metrics.needed[0]._file.close()
+        metrics.needed[0]._file = Full()
         with pytest.raises(DiskFullError, match=METRICS):
             metrics.write({"step": 1})
 
