@@ -16,9 +16,11 @@ from stablelm.config import ModelConfig, RunConfig
 from stablelm.config.adapter import AdapterConfig
 from stablelm.inference.quantization import Recipe, compute_exactly, is_packed, quantize
 from stablelm.interchange import open_path
+from stablelm.interchange.adapter_card import adapter_card
 from stablelm.interchange.base import BASE, Base, reread
 from stablelm.interchange.gguf import is_gguf
 from stablelm.interchange.hub import resolve
+from stablelm.interchange.model_card import settled_licence
 from stablelm.interchange.native import result_of
 from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import fingerprint_of, locate
@@ -70,6 +72,7 @@ def build_adapted(
     if is_packed(model):  # what lies between the products has no precision of its own
         model.compute_dtype = computed
     start = Start(ancestors_of(folder, name), tokenizer=tokenizer)
+    settled_licence(config.card, start.ancestors)  # told now, not when its card is written
     return parallelize(model, layout.mesh, config, device.type), start, base
 
 
@@ -97,7 +100,9 @@ def adapter_files(adapter: AdapterConfig, base: Base) -> dict[str, bytes]:
 
 
 def write_result(run: Path, tokenizer: list[str]) -> None:
-    """RUN/adapter from the checkpoint that the run opens as, with the tokenizer's files of these names."""
+    """RUN/adapter from the checkpoint that the run opens as, with the tokenizer's files of these names and a
+    model card."""
     result = result_of(run)
     assert result is not None  # the last step is saved
-    extract_adapter(result, run / FOLDER, [*tokenizer, BASE], replace=True)
+    card = {"README.md": adapter_card(result, run.resolve().name).encode()}
+    extract_adapter(result, run / FOLDER, [*tokenizer, BASE], more=card, replace=True)

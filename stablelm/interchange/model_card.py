@@ -25,7 +25,7 @@ _INTENDED = (
     "A base model: the starting point for fine-tuning on a task, to be evaluated for that task, and for its "
     "safety there, by whoever builds on it."
 )
-_LIMITS = (
+LIMITS = (
     "It continues text; it was not taught to be helpful, truthful or safe, and can be none of these. Filters "
     "do not find everything: offensive or wrong passages of the training text can come back in what it "
     "writes. Test it on your own task before anybody depends on it, and do not use it to harm."
@@ -50,7 +50,7 @@ def model_card(
     title = card.name or name
     ancestors = with_changes(known, changes)
     licence = settled_licence(card, ancestors)
-    matter = _front_matter(known, ancestors, title, licence).to_yaml()
+    matter = front_matter(known, ancestors, title, licence).to_yaml()
     body = "\n\n".join(filter(None, _sections(config, known, ancestors, title, licence, dtype, results)))
     text = f"---\n{matter}\n---\n\n{body}\n"
     ModelCard(text)  # parses what the Hub will parse; refuses a broken front matter
@@ -71,7 +71,8 @@ def settled_licence(card: CardConfig, ancestors: tuple[Ancestor, ...]) -> str:
     return bound.licence
 
 
-def _front_matter(known: Provenance, ancestors: tuple[Ancestor, ...], title: str, licence: str) -> Any:
+def front_matter(known: Provenance, ancestors: tuple[Ancestor, ...], title: str, licence: str) -> Any:
+    """The Hub's `ModelCardData` of a model made from `ancestors`, newest first."""
     from huggingface_hub import ModelCardData
 
     card = known.card
@@ -136,7 +137,7 @@ def _sections(
     results: Sequence[CardResult],
 ) -> Iterable[str]:
     card = known.card
-    yield f"# {_text(title)}"
+    yield f"# {escaped(title)}"
     yield (
         f"A decoder-only language model of {config.num_parameters:,} parameters with a context of "
         f"{config.max_position_embeddings:,} tokens, of the StableLM architecture, stored in {dtype}."
@@ -144,25 +145,25 @@ def _sections(
     yield _usage()
     yield "## Model details"
     details = {
-        "Developed by": _text(card.authors),
+        "Developed by": escaped(card.authors),
         "Model type": "auto-regressive language model, decoder-only transformer",
         "Language(s)": ", ".join(card.language),
         "Library": "stablelm; loads in `transformers` as `StableLmForCausalLM`",
-        "Licence": _licence_line(card, licence),
+        "Licence": licence_line(card, licence),
     }
     yield "\n".join(f"* **{key}**: {value}" for key, value in details.items() if value)
-    yield _credit(ancestors)
+    yield credit_section(ancestors)
     yield from _architecture(config)
-    yield from _training(config, known)
-    yield from _evaluation(known)
+    yield from training_sections(known)
+    yield from evaluation_sections(known)
     for heading, head, rows, below in sections(results):
-        yield f"## {_text(heading)}"
-        yield _table(head, rows)
-        yield "\n".join(f"* {_text(line)}" for line in below)
+        yield f"## {escaped(heading)}"
+        yield markdown_table(head, rows)
+        yield "\n".join(f"* {escaped(line)}" for line in below)
     yield "## Use and limitations"
     yield f"### Intended use\n\n{card.intended_use or _INTENDED}"
-    yield f"### Limitations and bias\n\n{card.limitations or _LIMITS}"
-    yield _citation(card, title)
+    yield f"### Limitations and bias\n\n{card.limitations or LIMITS}"
+    yield citation_section(card, title)
 
 
 def _usage() -> str:
@@ -180,32 +181,34 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 ```"""
 
 
-def _licence_line(card: CardConfig, licence: str) -> str:
+def licence_line(card: CardConfig, licence: str) -> str:
+    """The licence, as a link where its text has an address."""
     if not licence:
         return "not stated; ask its makers before you use or share it"
     link = card.licence_link or LICENCE_LINKS.get(licence, "")
     shown = card.licence_name or licence
-    return f"[{_text(shown)}]({link})" if link else _text(shown)
+    return f"[{escaped(shown)}]({link})" if link else escaped(shown)
 
 
-def _credit(ancestors: tuple[Ancestor, ...]) -> str:
+def credit_section(ancestors: tuple[Ancestor, ...]) -> str:
+    """Whom it is made from, under which terms, and what was changed; empty without ancestors."""
     if not ancestors:
         return ""
     lines = ["### Credit and changes", ""]
     for ancestor in ancestors:
-        by = f" by {_text(ancestor.credit)}" if ancestor.credit else ""
-        terms = _text(ancestor.licence) or "a licence that its files do not state"
+        by = f" by {escaped(ancestor.credit)}" if ancestor.credit else ""
+        terms = escaped(ancestor.licence) or "a licence that its files do not state"
         if ancestor.licence_link:
             terms = f"[{terms}]({ancestor.licence_link})"
-        changes = f" Changes: {_text(ancestor.changes)}." if ancestor.changes else ""
-        lines.append(f"* Made from **{_text(ancestor.name)}**{by}, under {terms}.{changes}")
+        changes = f" Changes: {escaped(ancestor.changes)}." if ancestor.changes else ""
+        lines.append(f"* Made from **{escaped(ancestor.name)}**{by}, under {terms}.{changes}")
     lines += ["", "None of those credited endorses this model or its use."]
     return "\n".join(lines)
 
 
 def _architecture(config: ModelConfig) -> Iterable[str]:
     yield "### Architecture"
-    yield _table(
+    yield markdown_table(
         ["Parameters", "Hidden size", "Layers", "Heads", "KV heads", "MLP", "Vocabulary", "Context"],
         [
             [
@@ -227,12 +230,13 @@ def _architecture(config: ModelConfig) -> Iterable[str]:
     )
 
 
-def _training(config: ModelConfig, known: Provenance) -> Iterable[str]:
+def training_sections(known: Provenance) -> Iterable[str]:
+    """What a run did, on which data, with which settings; none where no run is known."""
     if not known.run:
         return
     run, plan = known.run, known.about.get("plan", {})
     yield "## Training"
-    yield f"{_text(training_sentence(known)).capitalize()}."
+    yield f"{escaped(training_sentence(known)).capitalize()}."
     rows = []
     seen = known.about.get("data", {})
     for name, about in data_sources(known).items():
@@ -244,7 +248,7 @@ def _training(config: ModelConfig, known: Provenance) -> Iterable[str]:
         ])  # fmt: skip
     if rows:
         yield "### Data"
-        yield _table(["Source", "Licence", "Address", "Documents", "Tokens", "Epochs read"], rows)
+        yield markdown_table(["Source", "Licence", "Address", "Documents", "Tokens", "Epochs read"], rows)
         dataset = known.about["dataset"]
         yield f"Manifest: fingerprint `{str(dataset.get('fingerprint', ''))[:16]}`."
     yield "### Hyper-parameters"
@@ -258,12 +262,12 @@ def _training(config: ModelConfig, known: Provenance) -> Iterable[str]:
         "Precision": run.get("precision"),
         "Seed": str(run.get("seed")),
     }
-    yield _table(["Setting", "Value"], [[key, value] for key, value in values.items()])
+    yield markdown_table(["Setting", "Value"], [[key, value] for key, value in values.items()])
     hardware = known.about.get("hardware", {})
     if hardware:
         yield (
-            f"### Hardware\n\n{_text(hardware.get('name', ''))} ({_text(hardware.get('system', ''))}), "
-            f"PyTorch {_text(hardware.get('torch', ''))}"
+            f"### Hardware\n\n{escaped(hardware.get('name', ''))} ({escaped(hardware.get('system', ''))}), "
+            f"PyTorch {escaped(hardware.get('torch', ''))}"
         )
 
 
@@ -279,7 +283,8 @@ def _schedule(schedule: dict[str, Any], plan: dict[str, Any]) -> str:
     return told
 
 
-def _evaluation(known: Provenance) -> Iterable[str]:
+def evaluation_sections(known: Provenance) -> Iterable[str]:
+    """What was measured on held-out text while training."""
     newest = {r["source"]: r for r in known.state.get("evaluations", []) if isinstance(r, dict)}
     if newest:
         yield "## Evaluation"
@@ -291,24 +296,26 @@ def _evaluation(known: Provenance) -> Iterable[str]:
             for name, r in newest.items()
         ]  # fmt: skip
         head = ["Held-out documents of", "Loss", "Perplexity", "Bits per byte", "Calibration error"]
-        yield _table(head, rows)
+        yield markdown_table(head, rows)
 
 
-def _citation(card: CardConfig, title: str) -> str:
+def citation_section(card: CardConfig, title: str) -> str:
+    """How to cite it."""
     key = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "model"
     author = f"\n  author = {{{card.authors}}}," if card.authors else ""
     return f"## How to cite\n\n```bibtex\n@misc{{{key},\n  title = {{{title}}},{author}\n}}\n```"
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> str:
+def markdown_table(head: list[str], rows: list[list[Any]]) -> str:
+    """Rows under a head."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in lines)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escaped(value)
 
 
-def _text(value: Any) -> str:
+def escaped(value: Any) -> str:
     """A value on one line of Markdown, without what would end a cell or begin markup."""
     return re.sub(r"([|<\[\]`*])", r"\\\1", " ".join(str(value).split()))

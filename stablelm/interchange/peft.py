@@ -286,16 +286,21 @@ def save_adapter(
 
 
 def extract_adapter(
-    checkpoint: Path, directory: Path, names: Sequence[str], *, replace: bool = False
+    checkpoint: Path,
+    directory: Path,
+    names: Sequence[str],
+    *,
+    more: Mapping[str, bytes] | None = None,
+    replace: bool = False,
 ) -> None:
     """Writes the adapter in a checkpoint of ours as a directory that PEFT loads, with the files of these
-    `names` that the checkpoint has; no base model is needed."""
+    `names` that the checkpoint has, and `more` by name; no base model is needed."""
     tensors = {
         _peft_name(*name.rpartition(".")[::2]): read_tensor(key, stored)
         for name, (key, stored) in stored_parts(checkpoint).items()
     }
     files = {name: (checkpoint / name).read_bytes() for name in names if (checkpoint / name).is_file()}
-    _write(directory, read_adapter_config(checkpoint), tensors, files, replace)
+    _write(directory, read_adapter_config(checkpoint), tensors, {**files, **(more or {})}, replace)
 
 
 def _write(

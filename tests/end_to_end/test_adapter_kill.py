@@ -13,7 +13,7 @@ def test_a_killed_adapter_run_ends_with_the_same_bytes(base, tmp_path):  # noqa:
     chats = write_lines(tmp_path / "chats.jsonl", [{"messages": said} for said in TALKS])
     settings = {
         "adapter.method": "dora", "batch.sequences": "2", "checkpoint.every": "3", "recompute": "full",
-        "evaluation.every": "50", "device": "cpu",
+        "evaluation.every": "50", "device": "cpu", "card.name": "mine",
     }  # fmt: skip
 
     def command(out, *more):

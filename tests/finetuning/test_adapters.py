@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 import stablelm
 from stablelm.config import InputError
@@ -202,3 +203,28 @@ def test_the_learning_rate_of_an_adapter(base):
     assert finetune_config(values, ["adapter.rank=8"]).optimizer.lr == 2e-4
     assert finetune_config(values, ["adapter.rank=8", "optimizer.lr=1e-5"]).optimizer.lr == 1e-5
     assert finetune_config(values).adapter.asked() is None
+
+
+def test_an_adapter_has_a_card_with_its_base_and_its_licence(make, base, tmp_path):
+    mine = shutil.copytree(base, tmp_path / "somebody" / "small")
+    matter = "license: cc-by-sa-4.0\ncredit: A. Maker\nmodel-index:\n- name: small\n  results: []\n"
+    (mine / "README.md").write_text(f"---\n{matter}---\n")
+    adapter = {**LORA, "method": "dora", "targets": ["q_proj"]}
+    with pytest.raises(InputError, match="card.licence mit: the weights come from small"):
+        finetune(make(model=str(mine), adapter=adapter, card={"licence": "mit"}), console=Recorder())
+    card = {"name": "My [answers]", "authors": "B. Tuner", "tags": ["lora", "colours"]}
+    run = finetune(make(model=str(mine), out="tuned", adapter=adapter, card=card), console=Recorder())
+    text = (run / "adapter" / "README.md").read_text("utf-8")
+    data = ModelCard(text).data.to_dict()
+    assert data["license"] == "cc-by-sa-4.0" and data["library_name"] == "peft"
+    assert data["tags"] == ["causal-lm", "dora", "lora", "colours"]
+    assert "base_model" not in data, "a path of this machine is no id of the Hub"
+    (parent,) = data["lineage"]
+    assert parent["credit"] == "A. Maker" and "an adapter beside it trained for" in parent["changes"]
+    assert "# My \\[answers\\]" in text and f'base, adapter = {str(mine)!r}, "."' in text
+    assert "DoRA, rank 4, alpha 8" in text and "**Matrices**: q_proj" in text
+    assert "| examples |" in text and "Held-out documents of" in text
+    assert f'model, tokenizer = stablelm.load({str(mine)!r}, adapters=".")' in text
+    # What it says works: the adapter loads where the card lies.
+    model, words = stablelm.load(mine, adapters=run / "adapter")
+    assert words.chat_template == ZEPHYR and model.adapters == ["tuned"]
