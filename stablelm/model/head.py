@@ -33,6 +33,10 @@ class Head(Linear):
     """Share ε of the target that is spread evenly over the vocabulary in the loss (Szegedy et al., 2016)."""
     fused: "Softmax | None" = None
     """`softmax_gradient`, compiled; used where all logits are here and labels are not smoothed."""
+    z_loss: float = 0.0
+    """Coefficient c of a term c · ln²Z for each target in the loss, Z the softmax's normaliser (PaLM)."""
+    told: Tensor | None = None
+    """[2, tokens], where given: receives −ln p of each label and ln Z, 0 where ignored, without `z_loss`."""
     own: Callable[[Tensor], Tensor] | None = None
     """With a group: takes this process's rows [V/n, h] out of the weight."""
 
@@ -47,23 +51,28 @@ class Head(Linear):
         if labels is None:
             logits = torch.nn.functional.linear(hidden, weight)
             return logits if self.group is None else _joined(logits, self.group)
-        return chunked_loss(hidden, weight, labels, self.chunk, self.smoothing, self.group, self.fused)
+        parts = (self.chunk, self.smoothing, self.group, self.fused, self.z_loss, self.told)
+        return chunked_loss(hidden, weight, labels, *parts)
 
 
-def softmax_gradient(logits: Tensor, label: Tensor, counted: Tensor) -> Tensor:
-    """Σ −log softmax(z)[label] over the counted rows of logits z [T, V], a float32 scalar; z is overwritten
-    with its gradient. label [T, 1]; counted [T] bool. Compiled it reads z twice and writes it once."""
+def softmax_gradient(logits: Tensor, label: Tensor, counted: Tensor, z_loss: float) -> Tensor:
+    """−log softmax(z)[label] and ln Z of logits z [T, V], float32 [2, T], 0 where not counted; z is
+    overwritten with the gradient of the sum of the former + z_loss · ln²Z. label [T, 1]; counted [T] bool.
+    Compiled it reads z twice and writes it once."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     largest = z.amax(dim=-1, keepdim=True)
     powers = (z - largest).exp()
     normalizer = powers.sum(dim=-1, keepdim=True)
-    losses = (normalizer.log() + largest - z.gather(1, label)).squeeze(1) * counted
-    hit = torch.arange(z.shape[1], device=z.device) == label
-    logits.copy_((powers / normalizer - hit.to(z.dtype)) * counted.unsqueeze(1))
-    return losses.sum()
+    log_z = normalizer.log() + largest
+    told = torch.cat([log_z - z.gather(1, label), log_z], dim=1).T * counted
+    hit, share = torch.arange(z.shape[1], device=z.device) == label, powers / normalizer
+    if z_loss:
+        share = share * (1 + 2 * z_loss * log_z)
+    logits.copy_((share - hit.to(z.dtype)) * counted.unsqueeze(1))
+    return told
 
 
-Softmax = Callable[[Tensor, Tensor, Tensor], Tensor]
+Softmax = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 class FrozenMatrix(Protocol):
@@ -88,10 +97,13 @@ def chunked_loss(
     smoothing: float = 0.0,
     group: Any = None,
     fused: Softmax | None = None,
+    z_loss: float = 0.0,
+    told: Tensor | None = None,
 ) -> Tensor:
-    """Summed cross-entropy of hidden [..., h] and labels [...], negative = ignored; a float32 scalar."""
+    """Summed cross-entropy of hidden [..., h] and labels [...], negative = ignored, and z_loss · ln²Z of each
+    target; a float32 scalar. `told` as `Head.told`."""
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight, labels.flatten(), chunk, group, smoothing, fused
+        hidden.flatten(0, -2), weight, labels.flatten(), chunk, group, smoothing, fused, z_loss, told
     )
     return loss
 
@@ -105,12 +117,12 @@ def _joined(logits: Tensor, group: Any) -> Tensor:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over tokens of −log softmax(h Wᵀ)[label], or (1 − ε) times that + ε times its mean over the
-    vocabulary."""
+    vocabulary; and c · ln²Z, whose gradient is 2c · ln Z times the softmax."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: "Tensor | FrozenMatrix", labels: Tensor, chunk: int, group: Any,
-        smoothing: float, fused: Softmax | None,
+        smoothing: float, fused: Softmax | None, z_loss: float, told: Tensor | None,
     ) -> Tensor:  # fmt: skip
         rows = weight.shape[0] if isinstance(weight, Tensor) else weight.rows
         first = 0 if group is None else dist.get_rank(group) * rows  # of the rows held here
@@ -137,7 +149,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             else:
                 weight.times(h, z_rough)
             if whole and fused is not None:
-                total += fused(z_rough, target, counted)
+                both = fused(z_rough, target, counted, z_loss)
+                total += both[0].sum() + (z_loss * both[1].square().sum() if z_loss else 0)
+                if told is not None:
+                    told[:, start : start + chunk] = both
                 _add_products(z_rough, h, weight, d_hidden, d_weight, start)
                 continue
             if z is not z_rough:
@@ -154,10 +169,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 both = torch.stack([normalizer, label_logit])
                 dist.all_reduce(both, group=group)
                 normalizer, label_logit = both
-            total += ((normalizer.log() - label_logit) * counted).sum()
+            nats = (normalizer.log() - label_logit) * counted
+            total += nats.sum()
+            log_z = (normalizer.log() + largest.squeeze(1)) * counted
+            if told is not None:
+                told[0, start : start + chunk], told[1, start : start + chunk] = nats, log_z
+            if z_loss:
+                total += z_loss * log_z.square().sum()
             if not (wants_hidden or wants_weight):
                 continue
-            z *= (counted / normalizer).unsqueeze(1)
+            share = counted / normalizer
+            if z_loss:
+                share = share * (1 + 2 * z_loss * log_z)
+            z *= share.unsqueeze(1)
             z.scatter_add_(1, target, (smoothing - 1) * here.to(exact).unsqueeze(1))  # softmax − one-hot
             if smoothing:
                 z -= spread * counted.to(exact).unsqueeze(1)  # all of it 0 where ignored
@@ -177,7 +201,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
             None if d_weight is None else d_weight * scale,
-            *(None,) * 5,
+            *(None,) * 7,
         )
 
 

@@ -14,19 +14,23 @@ from tests.distributed.parity import Case, rows
 
 
 def cut_loss(rank, chunk):
-    """Loss, gradients and logits of a head cut over all processes, and how far they are from PyTorch's."""
+    """Loss with its z-term, gradients and logits of a head cut over all processes: how far from PyTorch's."""
     torch.manual_seed(0)
     hidden, weight = (torch.randn(n, 12, dtype=torch.float64, requires_grad=True) for n in (33, 40))
     labels = torch.randint(40, (33,))
     labels[::4] = -100
     labels[:2] = torch.tensor([0, 39])  # the first and the last row of the vocabulary
     wanted = functional.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+    each = functional.cross_entropy(hidden @ weight.T, labels, reduction="none")
+    log_z = (hidden @ weight.T).logsumexp(-1) * (labels >= 0)
+    wanted = wanted + 0.1 * log_z.square().sum()
     wanted.backward()
     world = dist.get_world_size()
     part = slice(rank * 40 // world, (rank + 1) * 40 // world)
     head = Head(12, 40 // world).double()
     head.weight.data.copy_(weight.detach()[part])
-    head.chunk, head.group = chunk, dist.group.WORLD
+    head.chunk, head.group, head.z_loss = chunk, dist.group.WORLD, 0.1
+    head.told = torch.empty(2, 33, dtype=torch.float64)
     mine = hidden.detach().clone().requires_grad_()
     loss = head(mine, labels)
     (2 * loss).backward()
@@ -38,7 +42,7 @@ def cut_loss(rank, chunk):
     pairs = (
         (head(mine, *asked), whole(mine, *asked)),
         (loss, wanted), (mine.grad, 2 * hidden.grad), (head.weight.grad, 2 * weight.grad[part]),
-        (head(mine), hidden @ weight.T),
+        (head(mine), hidden @ weight.T), (head.told, torch.stack([each, log_z])),
     )  # fmt: skip
     return [float((a - b).detach().abs().max()) for a, b in pairs]
 

@@ -55,6 +55,38 @@ def test_the_softmax_of_a_gpu_gives_the_same(chunk, dtype, bound):
     torch.testing.assert_close(found[True], found[False], atol=bound, rtol=bound)
 
 
+@pytest.mark.parametrize("chunk", [7, 1000])
+@pytest.mark.parametrize(("smoothing", "fused"), [(0, None), (0.2, None), (0, softmax_gradient)])
+def test_the_z_loss_and_its_gradient_are_those_of_autograd(chunk, smoothing, fused):
+    head, states, labels = case(torch.float64)
+    head.chunk, head.smoothing, head.z_loss, head.fused = chunk, smoothing, 0.03, fused
+    head.told = torch.full((2, labels.numel()), torch.nan, dtype=torch.float64)
+    loss = head(states, labels)
+    (loss / 7).backward()
+    ours, states.grad = [states.grad.clone(), head.weight.grad.clone()], None
+    head.weight.grad = None
+    logits, flat = head(states).flatten(0, 1), labels.flatten()
+    each = functional.cross_entropy(
+        logits, flat.clamp(min=-1), ignore_index=-1, reduction="none", label_smoothing=smoothing
+    )
+    log_z = logits.logsumexp(-1) * (flat >= 0)
+    expected = each.sum() + 0.03 * log_z.square().sum()
+    (expected / 7).backward()
+    assert 0.03 * log_z.square().sum() > 1  # so a term left out would show
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(ours, [states.grad, head.weight.grad], atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(head.told, torch.stack([each, log_z]).detach(), atol=1e-12, rtol=1e-12)
+
+
+def test_what_each_label_costs_is_told_without_changing_the_loss():
+    head, states, labels = case(torch.float32)
+    plain = head(states, labels)
+    head.told = torch.empty(2, labels.numel())
+    assert torch.equal(head(states, labels), plain)
+    assert head.told[0].sum().item() == pytest.approx(plain.item(), rel=1e-6)
+    assert (head.told[:, labels[0] < 0] == 0).all()
+
+
 def test_every_label_ignored_gives_zero_loss_and_gradient():
     head, states, labels = case(torch.float32)
     loss = head(states, torch.full_like(labels, -100))
