@@ -19,6 +19,7 @@ DOCUMENTS = [
     "docs/preference.md",
     "docs/robustness.md",
     "docs/seed.md",
+    "docs/watching-a-run.md",
 ]
 FOLDERS = ("tests/", "docs/", "configs/", "tools/", "benchmarks/", "runs/", "stablelm/")
 GENERATED = {"runs/demo"}

@@ -31,3 +31,6 @@ class LoggingConfig(Schema):
     """Also write to Weights & Biases: {project: NAME, entity: TEAM, name: RUN, mode: offline}, all but the
     project left out at will (needs `pip install stablelm[track]`). A service that cannot be reached is told
     and does not stop the run."""
+    health: int = Field(0, ge=0)
+    """Steps between measurements of every layer (gradients, activations, attention logits, updates); 0 makes
+    none. A step that is measured takes up to half as long again."""

@@ -88,6 +88,10 @@ class RunConfig(Schema):
     only, not with parallel.tensor above 1; not timed on a GPU yet)."""
     loss_chunk: int = Field(512, ge=1)
     """Tokens whose logits are alive at once in the cross-entropy."""
+    z_loss: float = Field(0.0, ge=0)
+    """Coefficient c of an auxiliary loss c · ln²Z for each target, Z the normaliser of its softmax, which
+    keeps logits from drifting (PaLM: 1e-4; OLMo 2: 1e-5); 0 adds none. Recorded apart: the loss that is told
+    stays −ln p."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Checkpoints."""
     guard: GuardConfig = Field(default_factory=GuardConfig)

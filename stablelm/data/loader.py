@@ -112,6 +112,10 @@ class Loader(Samples):
         """Which phase of the data, from 0, the sample at a position is of."""
         return int(np.searchsorted(self._firsts, self.numbers(position, 1)[0], side="right")) - 1
 
+    def source(self, numbers: Int64) -> Int64:
+        """Which source each sample is of, [n]."""
+        return self.mixture.address(numbers)[0]
+
     def predicted(self, numbers: Int64) -> Iterator[tuple[str, int, int]]:
         """(Source, document, its tokens that are predicted), sample by sample."""
         for row, at in zip(*(v.tolist() for v in self._start(numbers)), strict=True):

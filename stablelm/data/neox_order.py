@@ -219,9 +219,10 @@ class NeoxLoader(Samples):
         return source, sample
 
     def _block(self, block: int) -> tuple[NDArray[np.uint8], Int64]:
-        if self._last is None or self._last[0] != block:
-            self._last = (block, *self._blend(block, self._taken[block].copy()))
-        return self._last[1], self._last[2]
+        last = self._last  # another thread may put its own there
+        if last is None or last[0] != block:
+            last = self._last = (block, *self._blend(block, self._taken[block].copy()))
+        return last[1], last[2]
 
     def address(self, numbers: Int64) -> tuple[Int64, Int64]:
         """Source and row of its sample_idx of sample numbers, each [n]."""
@@ -255,6 +256,10 @@ class NeoxLoader(Samples):
             counts = [count for _, _, count in self.indices[source].pieces(row)]
             into[:] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         return ids[:, :-1]
+
+    def source(self, numbers: Int64) -> Int64:
+        """Which source each sample is of, [n]."""
+        return self.address(numbers)[0]
 
     def predicted(self, numbers: Int64) -> Iterator[tuple[str, int, int]]:
         """(Source, document, its tokens that are predicted), sample by sample."""

@@ -88,6 +88,10 @@ class Samples(ABC):
         """Which phase of the data, from 0, the sample at a position is of."""
         return 0
 
+    def source(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which source each sample is of: a place in the order of `table`, [n]."""
+        return np.zeros(len(numbers), dtype=np.int64)
+
     def predicted(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, int, int]]:
         """(Source, document, its tokens that are predicted), sample by sample; of an order without documents
         nothing."""

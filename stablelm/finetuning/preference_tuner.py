@@ -59,6 +59,7 @@ class PreferenceTuner(Tuner):
     ) -> None:
         super().__init__(data, settings, config, console, device=device, dtype=dtype)
         self.choice = settings.preference
+        self.measures.likelihood = False
         self.judging = self.choice.loss == "kto"
         self.lanes = (0,) if self.judging else (0, 1)
         """Sides that a gradient goes through."""

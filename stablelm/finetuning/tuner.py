@@ -146,6 +146,7 @@ class Tuner(Trainer):
         self.prompts = prompts_of(settings.evaluation, data, config.model)
         super().__init__(config, console, device=device, dtype=dtype)
         self.model.lm_head.smoothing = settings.label_smoothing
+        self.measures.likelihood = not settings.label_smoothing
         self.best = self._judge()
         self.noise: EmbeddingNoise | None = None
         if settings.neftune:

@@ -33,6 +33,8 @@ class Batch:
     """Rows of one sample."""
     fault: str | None = None
     """What is wrong with the data here; such a step must not be learned from."""
+    sources: Tensor | None = None
+    """int64 [rows]: the number of each row's source."""
 
 
 class Batches:
@@ -70,7 +72,8 @@ class Batches:
             length = (samples.shape[1] - 1) // pieces
             samples = samples.unfold(1, length + 1, length).flatten(0, 1)
             ids = None if ids is None else ids.reshape(len(samples), -1)
-        return Batch(samples, ids, count, int(numbers[0]), int(numbers[-1]), pieces, fault)
+        sources = torch.from_numpy(self.loader.source(rows)).repeat_interleave(pieces)
+        return Batch(samples, ids, count, int(numbers[0]), int(numbers[-1]), pieces, fault, sources)
 
     def _fault(self, samples: Tensor, numbers: NDArray[np.int64]) -> str | None:
         """Names the first id that no word has, and makes all such ids 0, which can be computed with: on a GPU

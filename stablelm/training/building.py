@@ -65,7 +65,7 @@ def set_arithmetic(
     model: StableLM, config: RunConfig, device: torch.device, dtype: torch.dtype | None
 ) -> None:
     """How `model` computes: loss by chunks, kernels, and in bf16 where the weights are kept in float32."""
-    model.lm_head.chunk = config.loss_chunk
+    model.lm_head.chunk, model.lm_head.z_loss = config.loss_chunk, config.z_loss
     model.use_kernels(config.kernels, device)
     if dtype is None and config.precision == "bf16":
         model.compute_dtype = torch.bfloat16

@@ -57,14 +57,16 @@ def make_console() -> Console:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """loss, learning rate, throughput and MFU of a step, for a reader."""
+    """Loss, perplexity, learning rate, throughput and MFU of a step, for a reader."""
     margin = record.get("rewards/margins")  # of preference tuning
     watched = "" if margin is None else f"margin {margin:.3f}  "
     if (right := record.get("rewards/accuracies")) is not None:
         watched += f"right {100 * right:.0f} %  "
+    perplexity = f"perplexity {record['perplexity']:,.2f}  " if "perplexity" in record else ""
     return (
-        f"loss {record['loss']:.4f}  {watched}lr {record['lr']:.2e}  norm {record['grad_norm']:.2f}  "
-        f"{record['tokens_per_second']:,.0f} tokens/s  MFU {100 * record['mfu']:.1f} %"
+        f"loss {record['loss']:.4f}  {perplexity}{watched}lr {record['lr']:.2e}  "
+        f"norm {record['grad_norm']:.2f}  {record['tokens_per_second']:,.0f} tokens/s  "
+        f"MFU {100 * record['mfu']:.1f} %"
     )
 
 

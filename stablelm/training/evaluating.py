@@ -79,7 +79,7 @@ def told(record: dict[str, Any]) -> str:
     if record["kind"] == HELD_OUT:
         return (
             f"held-out {record['source']}: loss {record['loss']:.4f}, "
-            f"{record['bits_per_byte']:.4f} bits per byte"
+            f"perplexity {record['perplexity']:,.2f}, {record['bits_per_byte']:.4f} bits per byte"
         )
     if record["kind"] == "copying":
         return (

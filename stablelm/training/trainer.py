@@ -24,7 +24,7 @@ from stablelm.interchange.native import finished_checkpoints
 from stablelm.interchange.provenance import Ancestor
 from stablelm.model import StableLM
 from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
-from stablelm.planning.flops import flops_per_token
+from stablelm.planning.flops import flops_per_token, hardware_flops_per_token
 from stablelm.planning.schedule import Schedule
 from stablelm.storage import require_space, write_json, write_text
 from stablelm.training.adapting import same_words, told_adaptation
@@ -39,7 +39,9 @@ from stablelm.training.evaluating import HELD_OUT, Evaluator, told
 from stablelm.training.garbage import PinnedGarbage
 from stablelm.training.goodput import COMPUTE, DATA, EVALUATION, LOST, SAVE, Clock
 from stablelm.training.guard import Guard, refusal
+from stablelm.training.health import Health
 from stablelm.training.interruption import Interruption
+from stablelm.training.measures import Measures, state_of_run
 from stablelm.training.metrics import GOODPUT_KIND, METRICS, Metrics
 from stablelm.training.optimizer import make_optimizer
 from stablelm.training.parallel import Layout
@@ -93,10 +95,14 @@ class Trainer:
             self.notes.append(same_words(start.tokenizer, words, str(self.dataset.tokenizer_path)))
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.watchdog = Watchdog.of(config, self.ranks.rank, self.ranks.world, self.model)
+        self.measures = Measures(self.dataset, list(self.plan.sources), config.z_loss)
+        self.health = Health(config.logging.health, self.model, self.layout)
         self.checkpoints = Checkpoints(self.run, config.checkpoint, self.console.message)
         self.metrics: Metrics | None = None
         """Of the first process, while it trains."""
         self.step = 0
+        self.targets = 0
+        """Predicted tokens of the last step."""
         self.evaluations: list[dict[str, Any]] = []
         """Of held-out text, all so far."""
         self.suite: list[dict[str, Any]] = []
@@ -251,11 +257,8 @@ class Trainer:
             clock.stepped(self.step, "reason" in record)
             seconds = time.perf_counter() - began
             rate = record["step_tokens"] / seconds
-            record |= {
-                "tokens_per_second": rate,
-                "mfu": rate * self._flops(record["sequence_length"]) / (self.peak.rate * self.layout.world),
-                "seconds": seconds,
-            }
+            used = self._utilization(rate, record["sequence_length"])
+            record |= {"tokens_per_second": rate, **used, "seconds": seconds}
             self._record(record)
             garbage.step(self.step)
             last = self.ended() is not None
@@ -292,10 +295,13 @@ class Trainer:
             go_back(self, why)
         self.clock.back(reached, self.step)
 
-    def _flops(self, length: int) -> int:
-        """6N + 12·L·h·s at the context of a step."""
-        whole = length == self.config.batch.sequence_length
-        return self.plan.flops_per_token if whole else flops_per_token(self.config.model, length)
+    def _utilization(self, rate: float, length: int) -> dict[str, float]:
+        """MFU by 6N + 12·L·h·s, and HFU with what is recomputed, at the context of a step."""
+        config, share = self.config, rate / (self.peak.rate * self.layout.world)
+        plain = flops_per_token(config.model, length)
+        again = hardware_flops_per_token(config.model, length, config.recompute) - plain
+        flops = self.plan.flops_per_token if length == config.batch.sequence_length else plain
+        return {"mfu": share * flops, "hfu": share * (flops + again)}
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics, with the sample numbers that data.skip takes."""
@@ -305,7 +311,8 @@ class Trainer:
         following = steps.span(self.step + 1, samples) if self.step + 1 < self.plan.steps else None
         with self.clock.phase(DATA):
             batch = self.batches.get(span, following)
-        value, norm = self.passes(batch)
+        with self.health.listening(self.step + 1):
+            value, norm = self.passes(batch)
         norm_value, lr = float(norm), self.schedule.rate(self.step)
         reason = self.guard.judge(value, norm_value, self.loader.phase(span.first))
         if reason is None:
@@ -314,6 +321,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
+            self.health.updated(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if reason is None:
@@ -322,6 +330,8 @@ class Trainer:
             faults = self.ranks.together(lambda: batch.fault)
             reason = next((fault for fault in faults if fault), reason)
             self.guard.reject(self.step, reason)
+        if (layers := self.health.record(self.step)) is not None:
+            self._record(layers)
         reached = span.first + span.windows
         record = {
             "step": self.step, "loss": value, "lr": lr, "grad_norm": norm_value, "samples": reached,
@@ -330,12 +340,16 @@ class Trainer:
             "sequence_length": config.batch.sequence_length // span.pieces,
             "first_sample": batch.first_sample, "last_sample": batch.last_sample,
         }  # fmt: skip
-        return record if reason is None else record | refusal(value, norm_value, reason)
+        if reason is not None:
+            return record | refusal(value, norm_value, reason)
+        record |= self.measures.record(value, self.targets)
+        shown = self.step in (1, self.plan.steps) or self.step % config.logging.every == 0
+        return record | state_of_run(self.loader.seen(reached), self.device) if shown else record
 
     def passes(self, batch: Batch) -> tuple[float, torch.Tensor]:
         """Leaves the step's gradients in the parameters → loss, gradient norm before clipping; a trainer with
         another loss replaces it."""
-        value, norm, _ = backward(self.model, batch, self.config, self.layout)
+        value, norm, self.targets = backward(self.model, batch, self.config, self.layout, self.measures)
         return value, norm
 
     def _evaluate(self) -> None:

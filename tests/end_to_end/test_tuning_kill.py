@@ -61,7 +61,7 @@ def test_killed_again_and_again(base, examples, tmp_path, flags):  # noqa: F811
         line = command(base, examples, runs[1], flags)
         assert killed_after(moment.randint(3, 40), moment.random() * 0.05, line, runs[1])
     subprocess.run(command(base, examples, runs[1], flags), check=True, capture_output=True)
-    clock = ("seconds", "tokens_per_second", "mfu")
+    clock = ("seconds", "tokens_per_second", "mfu", "hfu", "memory")
     expected, found = (
         [{key: value for key, value in record.items() if key not in clock} for record in read_metrics(run)]
         for run in runs

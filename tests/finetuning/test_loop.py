@@ -204,7 +204,7 @@ def test_a_run_that_waits_in_vain_stops_and_resumes_as_undisturbed(contrary):
     with pytest.raises(Stop):
         finetune(config("cut"), console=Recorder({last - 1: stop}))
     cut = finetune(config("cut"), resume=True, console=Recorder())
-    clock = ("seconds", "tokens_per_second", "mfu")
+    clock = ("seconds", "tokens_per_second", "mfu", "hfu", "memory")
     kept = [
         [{key: value for key, value in record.items() if key not in clock} for record in read_metrics(run)]
         for run in (whole, cut)

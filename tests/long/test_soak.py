@@ -1,4 +1,4 @@
-"""5,000 tiny steps with saves, rejected steps and evaluations: nothing piles up, all time is accounted for."""
+"""5,000 tiny steps with saves, rejected steps and evaluations: nothing piles up, all time is told."""
 
 import gc
 import os

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
+def held(tensor: Tensor) -> tuple[Tensor, int]:
+    """What this process has of a weight or gradient, and how many processes have the same elements."""
+    copies = dist.get_world_size() if dist.is_initialized() else 1
+    if not isinstance(tensor, DTensor):
+        return tensor, copies
+    for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
+        assert not placement.is_partial(), f"a gradient that is not summed up: {placement}"
+        copies //= 1 if placement.is_replicate() else size
+    return tensor.to_local(), copies
+
+
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Global L2 norm of the gradients, a float64 scalar that is equal on all processes."""
-    world, locals_, copies = dist.get_world_size(), [], []
-    for parameter in parameters:
-        gradient, shards = parameter.grad, 1
-        if gradient is None:
-            continue
-        if isinstance(gradient, DTensor):
-            for size, placement in zip(gradient.device_mesh.shape, gradient.placements, strict=True):
-                assert not placement.is_partial(), f"a gradient that is not summed up: {placement}"
-                shards *= 1 if placement.is_replicate() else size
-            gradient = gradient.to_local()
-        locals_.append(gradient)
-        copies.append(world // shards)
-    norms = torch.stack(torch._foreach_norm(locals_, 2.0, dtype=torch.float64))
-    held = torch.tensor(copies, dtype=torch.float64, device=norms.device)
-    total = (norms.square() / held).sum()
+    parts = [held(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack(torch._foreach_norm([part for part, _ in parts], 2.0, dtype=torch.float64))
+    copies = torch.tensor([copies for _, copies in parts], dtype=torch.float64, device=norms.device)
+    total = (norms.square() / copies).sum()
     dist.all_reduce(total)
     return total.sqrt()
 
