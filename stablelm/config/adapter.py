@@ -27,6 +27,9 @@ class AdapterConfig(Schema):
     """Rows of A and columns of B, r."""
     alpha: float = Field(32.0, gt=0)
     """α, the weight of what the adapter adds."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the numbers that A does not see, drawn anew for each sample, while the adapter is trained
+    (PEFT's lora_dropout). Helps against learning few examples by heart."""
     targets: list[str] | str = ALL_LINEAR
     """Which matrices: names or ends of names as [q_proj, v_proj, lm_head], a regular expression of the whole
     name, or all-linear for every projection of the blocks."""

@@ -232,6 +232,8 @@ class FinetuneConfig(Schema):
             )
         if self.quantize and not self.adapter.rank:
             raise ValueError("quantize keeps the model under an adapter in few bits; give adapter.rank, too")
+        if self.adapter.dropout and not self.adapter.rank:
+            raise ValueError("adapter.dropout is that of an adapter; give adapter.rank, too, or leave it out")
         if self.evaluation.judged_by and not (self.data.held_out or self.data.held_out_share):
             raise ValueError(
                 "evaluation.best and patience need held-out examples; set data.held_out_share above 0, or "
@@ -247,6 +249,8 @@ class FinetuneConfig(Schema):
         loss = f"does not go with preference.loss {self.preference.loss}"
         if self.neftune:
             raise ValueError(f"neftune {loss}: the reference has no noise; set it to 0")
+        if self.adapter.dropout:
+            raise ValueError(f"adapter.dropout {loss}: the reference drops nothing; set it to 0")
         if self.label_smoothing:
             raise ValueError(f"label_smoothing {loss}; preference.label_smoothing is that of dpo")
         if self.data.format != "auto":

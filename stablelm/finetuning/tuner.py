@@ -5,7 +5,7 @@ configuration and tokenizer, reads the examples, and measures the loss on those 
 opens as the tuned model: its newest checkpoint carries the tokenizer with the chat template."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from stablelm.data.samples import Samples
 from stablelm.finetuning.answering import prompts_of, write
 from stablelm.finetuning.best import Best
 from stablelm.finetuning.data import PairData, TuningData
+from stablelm.finetuning.dropout import AdapterDropout
 from stablelm.finetuning.held_out import measure
 from stablelm.finetuning.low_rank import (
     adapted_plan,
@@ -152,6 +153,9 @@ class Tuner(Trainer):
         if settings.neftune:
             self.noise = EmbeddingNoise(settings.neftune, self.order, config.seed, config.model.hidden_size)
             self.model.model.embed_tokens.register_forward_hook(self.noise.hook)
+        self.dropout: AdapterDropout | None = None
+        if self.adapter is not None and self.adapter.dropout:
+            self.dropout = AdapterDropout(self.model, self.adapter.dropout, config.seed)
 
     def open(self, config: RunConfig) -> tuple[TrainingData, Samples]:
         """The examples, in the order of a run of this configuration."""
@@ -213,12 +217,16 @@ class Tuner(Trainer):
             Base.read(saved).require_same(self.base.fingerprint, Path(self.base.model), saved)
 
     def train_step(self) -> dict[str, Any]:
-        """One optimizer step, with noise on the embeddings if asked."""
-        if self.noise is None:
+        """One optimizer step, with noise on the embeddings and dropout before an adapter if asked."""
+        drawn = [one for one in (self.noise, self.dropout) if one is not None]
+        if not drawn:
             return super().train_step()
         first, count, _ = self.loader.steps.span(self.step, self.plan.samples)
         begin, end = self.layout.share(count)
-        with self.noise.on(self.loader.numbers(first, count)[begin:end]):
+        numbers = self.loader.numbers(first, count)[begin:end]
+        with ExitStack() as stack:
+            for one in drawn:
+                stack.enter_context(one.on(numbers))
             return super().train_step()
 
     def _describe(self) -> None:

@@ -28,10 +28,11 @@ _PREFIX = "base_model.model."
 _PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
 _READ = (
     "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
-    "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "init_lora_weights",
+    "alpha_pattern", "lora_dropout", "exclude_modules", "layers_to_transform", "layers_pattern", "bias",
+    "init_lora_weights",
 )  # fmt: skip
 _IDLE = (
-    "peft_version", "base_model_name_or_path", "auto_mapping", "revision", "inference_mode", "lora_dropout",
+    "peft_version", "base_model_name_or_path", "auto_mapping", "revision", "inference_mode",
     "megatron_core", "qalora_group_size", "runtime_config", "eva_config", "ensure_weight_tying",
 )  # fmt: skip
 """Keys that change nothing in a trained adapter of this network."""
@@ -91,6 +92,7 @@ def adapter_config(values: Mapping[str, Any], names: list[str], source: Path) ->
             "method": f"rs{method}" if values.get("use_rslora") else method,
             "rank": values.get("r", 8),
             "alpha": values.get("lora_alpha", 8),
+            "dropout": values.get("lora_dropout") or 0.0,
             "targets": targets,
             "rank_pattern": values.get("rank_pattern") or {},
             "alpha_pattern": values.get("alpha_pattern") or {},
@@ -247,7 +249,7 @@ def peft_config(config: AdapterConfig, base: str) -> dict[str, Any]:
         "inference_mode": True,
         "r": config.rank,
         "lora_alpha": alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": config.dropout,
         "use_rslora": config.method.startswith("rs"),
         "use_dora": config.decomposed,
         "target_modules": whole if config.targets == ALL_LINEAR else config.targets,

@@ -66,11 +66,13 @@ class LowRank(nn.Module):
             nn.Parameter(torch.empty(rows, device=device)) if config.decomposed else None
         )
         self._norms: Tensor | None = None  # ‖W‖ by row, which does not change while W is frozen
+        self.drop: Callable[[Tensor], Tensor] | None = None  # what A does not see; set while training alone
 
     def forward(self, x: Tensor, y: Tensor, layer: BaseLayer, base: Callable[[Tensor], Tensor]) -> Tensor:
         """x [..., in] and y = base(x) [..., out] → the adapted layer's output, in the dtype of y."""
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        low = functional.linear(functional.linear(x, a) * self.scale, b)  # [..., out]
+        seen = x if self.drop is None else self.drop(x)
+        low = functional.linear(functional.linear(seen, a) * self.scale, b)  # [..., out]
         if self.lora_magnitude_vector is None:
             return y + low
         bias = layer.bias

@@ -39,6 +39,7 @@ def steps(rank, config):
     ("world", "parallel", "extra"),
     [
         (2, {"zero": 3}, {"neftune": 5.0}),
+        (2, {"zero": 2}, {"adapter": {"rank": 4, "dropout": 0.2}}),
         (4, {"tensor": 2, "zero": 2, "sequence_parallel": True}, {"label_smoothing": 0.1}),
     ],
 )
