@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BUNDLE_ARGS ?=
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((n < 2 ? 1 : n < 8 ? n : 8)))
 BIN := .venv/bin
 ORACLE := .venv-oracle/bin
@@ -14,7 +15,7 @@ PINS := pyproject.toml constraints.txt
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kill test-oracle test-all lint bench docs clean
+.PHONY: help install demo test test-kill test-oracle test-all test-gpu bundle lint bench docs clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -64,6 +65,12 @@ test-oracle: .venv-oracle/.everything  ## The tests that compare with transforme
 
 test-all: .venv-oracle/.llama  ## Everything, also what takes minutes, and beside llama.cpp (compiles it once)
 	$(ORACLE)/python -m pytest tests tests/end_to_end tests/long tests/oracle $(TEST_ARGS)
+
+test-gpu: .venv/.everything  ## The tests that need a GPU (skipped where there is none)
+	$(BIN)/python -m pytest tests/gpu $(TEST_ARGS)
+
+bundle: .venv/.everything  ## What must travel to a machine with a GPU and no network, in .bundle
+	$(BIN)/python tools/bundle.py $(BUNDLE_ARGS)
 
 lint: .venv/.everything  ## ruff, mypy --strict, the order of the rooms, the size of the files
 	$(BIN)/ruff check .

@@ -87,7 +87,8 @@ def make_ours(options, data: Path, batch: int):
         "data": {"path": str(data), "epochs": {"python": 200}},
         "batch": {"sequences": batch, "micro_sequences": batch, "sequence_length": options.length},
         "precision": "bf16", "compile": options.compile, "kernels": options.kernels,
-        "loss_chunk": options.chunk, "recompute": options.recompute, "schedule": {"warmup": 0.5},
+        "fp8": options.fp8, "loss_chunk": options.chunk, "recompute": options.recompute,
+        "schedule": {"warmup": 0.5},
     })  # fmt: skip
     trainer = OnDevice(config, SilentConsole())
     return lambda: trainer.train_step()["loss"]
@@ -227,6 +228,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps in a round")
     parser.add_argument("--chunk", type=int, default=4096, help="tokens whose logits are alive at once")
     parser.add_argument("--kernels", choices=("pytorch", "triton"), default="pytorch")
+    parser.add_argument("--fp8", choices=("tensorwise", "rowwise"), help="ours in 8-bit floating point")
+    parser.add_argument("--together", type=int, default=4, help="micro-batch of the rounds, both in memory")
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--profile", action="store_true", help="print where the time goes, for one batch")
@@ -242,29 +245,38 @@ def main() -> None:
         measure(options, data)
 
 
+def planned_bytes(options, batch: int) -> int:
+    """What `stablelm plan` counts for our side's tensors."""
+    layout = Layout(
+        1, 1, 1, 1, False, batch, 1, options.length, options.recompute, "bf16", options.chunk,
+        compiled=options.device == "cuda" and options.compile,
+    )  # fmt: skip
+    return memory_of(ModelConfig(**options.model), layout).total
+
+
 def measure(options, data: Path) -> None:
     """The whole comparison, printed and written."""
     names = [options.only] if options.only else list(SIDES)
     tried = {name: best_batch(options, name, data) for name in names}
     best = {name: max(found, key=lambda n: found[n]["tokens_per_second"]) for name, found in tried.items()}
-    steps = {name: SIDES[name](options, data, best[name]) for name in names}
+    together = options.together if len(names) == 2 else best[names[0]]
+    steps = {name: SIDES[name](options, data, together) for name in names}
     losses = {name: [step() for _ in range(3)] for name, step in steps.items()}
     sides = {name: lambda s=step: seconds_of(options, s, options.steps) for name, step in steps.items()}
     seconds = interleave(sides, options.rounds)
     a_token = {
-        name: [value / (best[name] * options.length) for value in values] for name, values in seconds.items()
+        name: [value / (together * options.length) for value in values] for name, values in seconds.items()
     }
     rates = {name: 1 / summary(values)["median"] for name, values in a_token.items()}
     flops = flops_per_token(ModelConfig(**options.model), options.length)
-    layout = Layout(1, 1, 1, 1, False, best.get("stablelm", 1), 1, options.length,
-                    recompute=options.recompute, loss_chunk=options.chunk)  # fmt: skip
-    planned = memory_of(ModelConfig(**options.model), layout).total
+    planned = {batch: planned_bytes(options, batch) for batch in options.batches}
     device = hardware(torch.device(options.device))
     rate = next((value for key, value in RATES.items() if key in str(device.get("name"))), None)
     result = {
         "device": device.get("name"),
         "cuda": torch.version.cuda,
-        "micro_batch": best,
+        "best_micro_batch": best,
+        "micro_batch": together,
         "tried": tried,
         "seconds_per_step": {name: summary(values) for name, values in seconds.items()},
         "tokens_per_second": rates,
@@ -275,8 +287,13 @@ def measure(options, data: Path) -> None:
     }
     if len(names) == 2:
         result["speed_ratio"] = ratio(a_token["stablelm"], a_token["transformers"])
+        result["ratio_of_the_best"] = (
+            tried["stablelm"][best["stablelm"]]["tokens_per_second"]
+            / tried["transformers"][best["transformers"]]["tokens_per_second"]
+        )
     if "stablelm" in names and options.device == "cuda":
-        result["planned_to_peak"] = planned / tried["stablelm"][best["stablelm"]]["peak_bytes"]
+        peaks = {batch: found["peak_bytes"] for batch, found in tried["stablelm"].items()}
+        result["planned_to_peak"] = {batch: planned[batch] / peak for batch, peak in peaks.items()}
     path = write_result(options.out, result, device)
     print(json.dumps(result, indent=2))
     print(path)

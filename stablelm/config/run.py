@@ -83,11 +83,15 @@ class RunConfig(Schema):
     does so in every n-th block."""
     compile: bool | None = None
     """Compile each block with torch.compile; null: on CUDA only (nothing is gained on a CPU)."""
-    kernels: Literal["pytorch", "triton"] = "pytorch"
+    kernels: Literal["pytorch", "triton"] | None = None
     """Rotation, SwiGLU, and norms after a residual sum: PyTorch's operators, or our Triton kernels (CUDA
-    only, not with parallel.tensor above 1; not timed on a GPU yet)."""
-    loss_chunk: int = Field(512, ge=1)
-    """Tokens whose logits are alive at once in the cross-entropy."""
+    only, not with parallel.tensor above 1); null: Triton's where they run."""
+    fp8: Literal["tensorwise", "rowwise"] | None = None
+    """Matrix products of the blocks in 8-bit floating point, on a GPU that has them (H100 and later), through
+    torchao: one scale a tensor, or one a row (nearer to bf16, slower). Changes what is learnt
+    (docs/gpu.md)."""
+    loss_chunk: int | None = Field(None, ge=1)
+    """Tokens whose logits are alive at once in the cross-entropy; null: 4,096 on CUDA, 512 elsewhere."""
     z_loss: float = Field(0.0, ge=0)
     """Coefficient c of an auxiliary loss c · ln²Z for each target, Z the normaliser of its softmax, which
     keeps logits from drifting (PaLM: 1e-4; OLMo 2: 1e-5); 0 adds none. Recorded apart: the loss that is told
@@ -106,6 +110,10 @@ class RunConfig(Schema):
     """Fixes the initial weights and the order of the samples."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA when there is one."""
+
+    def loss_tokens(self, device_type: str) -> int:
+        """`loss_chunk`, or what suits a device."""
+        return self.loss_chunk or (4096 if device_type == "cuda" else 512)
 
     @model_validator(mode="before")
     @classmethod

@@ -189,8 +189,11 @@ def estimate_run(
     steps, table, tokens = _steps(config), steps_of(config), None
     if steps is not None and config.branch is None:
         tokens = table.position(steps) * config.batch.sequence_length
+    gpu = device.name != "cpu"
+    layout = layout_of(config, gpus, "cuda" if gpu else "cpu")
+    layout = replace(layout, compiled=gpu if config.compile is None else config.compile)
     return make_estimate(
-        config.model, layout_of(config, gpus), device, sequences=config.batch.sequences,
+        config.model, layout, device, sequences=config.batch.sequences,
         steps=steps, tokens=tokens, tokens_per_second=tokens_per_second, mfu=mfu,
         price_per_gpu_hour=price_per_gpu_hour,
     )  # fmt: skip

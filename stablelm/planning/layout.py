@@ -41,6 +41,8 @@ class Layout:
     """bf16, fp32, bf16-pure."""
     loss_chunk: int = 512
     """Tokens whose logits are alive at once."""
+    compiled: bool = False
+    """Blocks are compiled, which keep less of their forward pass."""
 
     @property
     def world(self) -> int:
@@ -110,7 +112,7 @@ def make_layout(
     )  # fmt: skip
 
 
-def layout_of(config: RunConfig, world: int) -> Layout:
+def layout_of(config: RunConfig, world: int, device_type: str = "cpu") -> Layout:
     """The layout of a run on `world` devices: its sections `batch` and `parallel`, its key `recompute`."""
     values = config.model_dump()
     batch, parallel = values["batch"], values["parallel"]
@@ -118,5 +120,6 @@ def layout_of(config: RunConfig, world: int) -> Layout:
         config.model, world,
         **{key: batch[key] for key in ("sequences", "micro_sequences", "sequence_length")},
         **{key: parallel[key] for key in MESH},
-        **{key: values[key] for key in ("precision", "loss_chunk", "recompute")},
+        **{key: values[key] for key in ("precision", "recompute")},
+        loss_chunk=config.loss_tokens(device_type),
     )  # fmt: skip

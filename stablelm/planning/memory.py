@@ -7,8 +7,9 @@ allocates is followed, not an ideal ZeRO: weights and moments are sharded at eve
 the gathered compute copy through the step, stage 1 also whole fp32 gradients while it accumulates.
 
 The peak is the worst of four moments: the loss (all activations, the head's gradient twice), the backward
-passes of the last block and of the first, the reduction of embedding and head. Eager figures: a compiled
-block keeps less. Tests hold them to what PyTorch allocates in a step: from 2 % below to 7 % above."""
+passes of the last block and of the first, the reduction of embedding and head. Tests hold them to what
+PyTorch allocates in an eager step: from 2 % below to 7 % above. On an H200 a compiled step of the 3B model
+stands beside them in `benchmarks/train_step_gpu.py`."""
 
 import math
 from collections.abc import Iterator
@@ -114,7 +115,8 @@ def moments_of(model: ModelConfig, layout: Layout) -> tuple[Memory, ...]:
     # A root that is reduced in each pass keeps its reduce-scatter's input into the next.
     lingers = reduced * root if layout.zero >= 2 and layout.micro_batches > 1 and not alone else 0
     chunk = min(layout.loss_chunk, tokens) * model.vocab_size // tensor
-    logits = chunk * (computed + (4 if computed != 4 else 0))
+    fused = layout.compiled and tensor == 1  # softmax and gradient in place
+    logits = chunk * (computed + (4 if computed != 4 and not fused else 0))
     head_gradient = (kept if alone else computed) * head
     state, left = (kept * local, 2 * kept * local), 0 if alone else computed * root
     loss = 4 * head + max(logits, 4 * head + (computed * head if computed < 4 else 0)) + 2 * stream
@@ -188,13 +190,15 @@ def block_activations(model: ModelConfig, layout: Layout) -> int:
     """Bytes that autograd keeps of one block's forward pass.
 
     Inputs of both norms, what the projections read (gathered under sequence parallelism), rotated q and k, v,
-    the attention's result with its log-sum-exp and once more in the order that o reads, gate, up, silu(gate),
-    and their product."""
+    the attention's result with its log-sum-exp and once more in the order that o reads, gate, up, silu(gate)
+    where nothing is compiled, and their product."""
     width, tokens, tensor = layout.widths[1], layout.tokens, layout.tensor
     cut = tensor if layout.sequence_parallel else 1
     h, kv, heads = model.hidden_size, model.num_key_value_heads * model.head_dim, model.num_attention_heads
     norms = 1 if model.use_parallel_residual else 2
-    numbers = norms * (h / cut + h) + (3 * h + 2 * kv + 4 * model.intermediate_size) / tensor
+    # Compiled, silu(gate) is made again in the kernel that reads it.
+    gated = 3 if layout.compiled else 4
+    numbers = norms * (h / cut + h) + (3 * h + 2 * kv + gated * model.intermediate_size) / tensor
     exact = 4 * heads / tensor + 8 * norms / cut  # log-sum-exp; mean and deviation of each norm
     if model.qk_layernorm:  # in float32: what it reads and what it makes, mean and deviation of each head
         exact += 8 * (h + kv + heads + model.num_key_value_heads) / tensor

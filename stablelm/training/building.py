@@ -15,6 +15,7 @@ from stablelm.model import StableLM
 from stablelm.model.initialization import initial_value
 from stablelm.tokenizer import Tokenizer
 from stablelm.training.adapting import adaptation
+from stablelm.training.float8 import to_float8
 from stablelm.training.parallel.apply import fill, parallelize
 from stablelm.training.parallel.mesh import Layout
 
@@ -65,8 +66,11 @@ def set_arithmetic(
     model: StableLM, config: RunConfig, device: torch.device, dtype: torch.dtype | None
 ) -> None:
     """How `model` computes: loss by chunks, kernels, and in bf16 where the weights are kept in float32."""
-    model.lm_head.chunk, model.lm_head.z_loss = config.loss_chunk, config.z_loss
-    model.use_kernels(config.kernels, device)
+    model.lm_head.chunk, model.lm_head.z_loss = config.loss_tokens(device.type), config.z_loss
+    cut = config.kernels is None and config.parallel.tensor > 1
+    model.use_kernels("pytorch" if cut else config.kernels, device)
+    if config.fp8 is not None:
+        to_float8(model, config.fp8)
     if dtype is None and config.precision == "bf16":
         model.compute_dtype = torch.bfloat16
 

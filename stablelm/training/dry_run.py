@@ -97,7 +97,7 @@ def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
     mesh = build_mesh(config.parallel, world, "cpu")
     with torch.device("meta"):
         model = StableLM(config.model)
-    model.lm_head.chunk = config.loss_chunk
+    model.lm_head.chunk = config.loss_tokens("cpu")
     parallelize(model, mesh, config, "cpu")
     alive = Alive()
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):

@@ -11,6 +11,7 @@ from stablelm.planning import resolve_device
 from stablelm.storage import directory_lock
 from stablelm.training.adapting import refuse_packed
 from stablelm.training.console import Console
+from stablelm.training.float8 import check_float8
 from stablelm.training.parallel import finish, start
 from stablelm.training.parallel.apply import check
 from stablelm.training.parallel.launch import world_size
@@ -52,6 +53,7 @@ def train_by(
         )
     device = resolve_device(config.device)
     check(config, world_size(), device.type)
+    check_float8(config, device.type)
     device, started = start(device, config.parallel.timeout)
     try:
         trainer = make(config, console, device=device)  # refuses before anything is written

@@ -12,6 +12,7 @@ import torch
 from stablelm.config import InputError, ModelConfig
 from stablelm.config.run import run_config
 from stablelm.model import StableLM
+from stablelm.model.fused import choose_fused
 from stablelm.training.parallel.apply import check
 
 needs_triton = pytest.mark.skipif(
@@ -59,6 +60,9 @@ def test_wishes_that_cannot_be_fulfilled(monkeypatch):
     with pytest.raises(InputError, match="kernels: 'tritn' does not exist.*triton"):
         model.use_kernels("tritn")
     assert model.use_kernels().name == "pytorch"
+    if importlib.util.find_spec("triton") is not None:
+        assert choose_fused(None, torch.device("cuda")).reason == "the default on CUDA: faster there"
+    assert choose_fused("pytorch", torch.device("cuda")).name == "pytorch"
     config = run_config(
         {
             "model": TINY.model_dump(),

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PARTS = 256
+PARTS = 1024
 """Programs of the backward pass."""
 
 
@@ -70,6 +70,10 @@ def add_norm_backward(
     tl.store(d_bias + place, sum_bias, mask=inside)
 
 
+def _warps(width: int) -> int:
+    return 8 if width > 2048 else 4
+
+
 @torch.library.custom_op("stablelm::add_norm", mutates_args=())
 def _add_norm(
     x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float
@@ -81,7 +85,7 @@ def _add_norm(
     mean, inverse = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
     add_norm_forward[(rows,)](
         x, delta, weight, weight if bias is None else bias, total, out, mean, inverse, width, eps,
-        BIAS=bias is not None, BLOCK=triton.next_power_of_2(width),
+        BIAS=bias is not None, BLOCK=triton.next_power_of_2(width), num_warps=_warps(width),
     )  # fmt: skip
     return total, out, mean, inverse
 
@@ -97,7 +101,7 @@ def _gradients(
     sums = torch.empty(2, parts, width, dtype=torch.float32, device=total.device)
     add_norm_backward[(parts,)](
         d_total, d_out, total, weight, mean, inverse, d_x, sums[0], sums[1], rows, width, parts,
-        BLOCK=triton.next_power_of_2(width),
+        BLOCK=triton.next_power_of_2(width), num_warps=_warps(width),
     )  # fmt: skip
     d_weight, d_bias = sums.sum(1).to(weight.dtype)
     return d_x, d_weight.clone(), d_bias.clone()
