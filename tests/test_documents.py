@@ -17,6 +17,7 @@ DOCUMENTS = [
     "docs/parallelism.md",
     "docs/phases.md",
     "docs/preference.md",
+    "docs/preflight.md",
     "docs/robustness.md",
     "docs/seed.md",
     "docs/watching-a-run.md",

@@ -18,21 +18,23 @@ CORE = (
 # Parts of those rooms that he does not meet: recipes, other systems' files, cards, pages, rehearsals, chat,
 # other ways to compute the same text or another one, recorded answers, evaluation, adaptations;
 # what happens to bad steps, to runs that stand still or are started again, branches, copies elsewhere; what
-# a run shows of itself and where its records go, live too.
+# a run shows of itself and where its records go, live too; what it checks of its machines first; an average
+# of its weights.
 NOT_CORE = (
     "config/adaptation.py", "config/adapter.py", "config/card.py", "config/cleaning.py",
-    "config/deduplication.py", "config/evaluation.py", "config/filter_set.py", "config/filters.py",
-    "config/finetune.py", "config/guard.py", "config/logging.py", "config/neox.py", "config/neox_file.py",
-    "config/neox_keys.py", "config/preference.py", "config/recipe.py", "config/slurm.py",
-    "config/tuning_evaluation.py", "inference/beams.py", "inference/cpu_cache.py",
-    "inference/cpu_runner.py", "inference/decoding.py", "inference/packed_products.py",
-    "inference/prefix.py", "inference/quantization.py", "inference/speculation.py", "inference/window.py",
-    "model/adapters.py", "model/fingerprint.py", "model/fused.py", "model/predictions.py",
-    "tokenizer/chat.py", "tokenizer/comparison.py", "tokenizer/golden.py", "tokenizer/infilling.py",
-    "training/adapting.py", "training/boards.py", "training/branching.py", "training/bucket.py",
-    "training/console.py", "training/dry_run.py", "training/evaluating.py", "training/float8.py",
-    "training/goodput.py", "training/guard.py", "training/health.py", "training/measures.py",
-    "training/metrics.py", "training/parallel/meeting.py", "training/report.py",
+    "config/deduplication.py", "config/ema.py", "config/evaluation.py", "config/filter_set.py",
+    "config/filters.py", "config/finetune.py", "config/guard.py", "config/logging.py", "config/neox.py",
+    "config/neox_file.py", "config/neox_keys.py", "config/preference.py", "config/preflight.py",
+    "config/recipe.py", "config/slurm.py", "config/tuning_evaluation.py", "inference/beams.py",
+    "inference/cpu_cache.py", "inference/cpu_runner.py", "inference/decoding.py",
+    "inference/packed_products.py", "inference/prefix.py", "inference/quantization.py",
+    "inference/speculation.py", "inference/window.py", "model/adapters.py", "model/fingerprint.py",
+    "model/fused.py", "model/predictions.py", "tokenizer/chat.py", "tokenizer/comparison.py",
+    "tokenizer/golden.py", "tokenizer/infilling.py", "training/adapting.py", "training/boards.py",
+    "training/branching.py", "training/bucket.py", "training/console.py", "training/dry_run.py",
+    "training/ema.py", "training/evaluating.py", "training/float8.py", "training/goodput.py",
+    "training/guard.py", "training/health.py", "training/machine.py", "training/measures.py",
+    "training/metrics.py", "training/parallel/meeting.py", "training/preflight.py", "training/report.py",
     "training/report_tuning.py", "training/restarting.py", "training/rollback.py", "training/watchdog.py",
     "training/watching.py",
 )  # fmt: skip

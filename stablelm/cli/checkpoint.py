@@ -51,3 +51,19 @@ def average(
 
     for line in average_paths(out, checkpoints):
         typer.echo(line)
+
+
+@app.command()
+def ema(
+    out: Annotated[Path, typer.Argument(help="Directory to write: a checkpoint without optimizer state.")],
+    checkpoint: Annotated[Path, typer.Argument(help="One that keeps an average; a run means its newest.")],
+) -> None:
+    """Make a model of the moving average that a run with ema.decay keeps beside its weights.
+
+    It opens, evaluates and exports like any checkpoint; the run's own weights stay what they are.
+    Example: stablelm checkpoint ema runs/smooth runs/small
+    """
+    from stablelm.interchange.checkpoints import moving_average
+
+    for line in moving_average(out, checkpoint):
+        typer.echo(line)

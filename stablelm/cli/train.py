@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,17 @@ def train(
     force_data: Annotated[
         bool, typer.Option("--force-data", help="With --resume: go on with other data than before.")
     ] = False,
+    preflight: Annotated[
+        bool,
+        typer.Option(
+            "--preflight",
+            help="First measure and compare all processes (speed, network, disk, clocks, versions, data) and "
+            "name who is slow or differs.",
+        ),
+    ] = False,
+    preflight_only: Annotated[
+        bool, typer.Option("--preflight-only", help="The same, and do not train.")
+    ] = False,
 ) -> None:
     """Train a model: checkpoints, metrics.jsonl and held-out bits per byte land in the run's directory.
 
@@ -33,7 +44,10 @@ def train(
     from stablelm.training import train as run_training
     from stablelm.training.parallel.launch import discover
 
-    run = run_training(wanted, resume=resume, force_data=force_data)
+    checks: Literal["none", "first", "only"] = "only" if preflight_only else "first" if preflight else "none"
+    run = run_training(wanted, resume=resume, force_data=force_data, checks=checks)
+    if preflight_only:
+        return
     if discover(os.environ).rank == 0:
         typer.echo(f"{run}: done. Next: stablelm report {run}, or stablelm generate {run} 'Once upon a time'")
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from stablelm.config.adaptation import AdaptConfig
 from stablelm.config.card import CardConfig
+from stablelm.config.ema import EmaConfig
 from stablelm.config.errors import InputError
 from stablelm.config.evaluation import EvaluationConfig
 from stablelm.config.guard import GuardConfig
@@ -20,6 +21,7 @@ from stablelm.config.neox import Reading, is_neox, read_neox
 from stablelm.config.neox_file import WORLD
 from stablelm.config.optimization import BatchConfig, BranchConfig, OptimizerConfig, ScheduleConfig
 from stablelm.config.parallelism import ParallelConfig
+from stablelm.config.preflight import PreflightConfig
 from stablelm.config.schema import Schema, apply_overrides, commented_yaml, read_yaml, section_of, validate
 from stablelm.config.steps import Steps
 
@@ -100,6 +102,10 @@ class RunConfig(Schema):
     """Checkpoints."""
     guard: GuardConfig = Field(default_factory=GuardConfig)
     """What is done about bad steps."""
+    ema: EmaConfig = Field(default_factory=EmaConfig)
+    """A moving average of the weights."""
+    preflight: PreflightConfig = Field(default_factory=PreflightConfig)
+    """What is checked before the first step, when asked."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     """Evaluation while training."""
     logging: LoggingConfig = Field(default_factory=LoggingConfig)

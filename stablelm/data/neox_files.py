@@ -12,10 +12,8 @@ from typing import Any
 from stablelm.config import InputError
 from stablelm.config.mixture import NeoxConfig
 from stablelm.data.token_files import TokenFile
-from stablelm.storage import fingerprint
+from stablelm.storage import fingerprint, sampled
 from stablelm.tokenizer import Tokenizer
-
-_PIECES, _PIECE = 64, 1 << 16
 
 
 class NeoxFiles:
@@ -82,8 +80,6 @@ def _fingerprint(file: TokenFile) -> str:
     data = Path(f"{file.prefix}.bin")
     size = data.stat().st_size
     digest.update(f"{size} {file.dtype}".encode())
-    with open(data, "rb") as stream:
-        for number in range(_PIECES):
-            stream.seek(max(0, size - _PIECE) * number // (_PIECES - 1))
-            digest.update(stream.read(_PIECE))
+    for piece in sampled(data):
+        digest.update(piece)
     return digest.hexdigest()

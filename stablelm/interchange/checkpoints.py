@@ -3,8 +3,10 @@
 An average is the mean of each weight, one tensor of each checkpoint in memory at a time, summed in float64
 and stored in float32. It is a checkpoint without optimizer state: it opens, exports and initialises a run
 like any other, and says which checkpoints it is made of. Checked before anything is written: same
-architecture, same tokenizer, every byte that is read."""
+architecture, same tokenizer, every byte that is read. `moving_average` makes such a checkpoint of the average
+that a run with `ema.decay` keeps beside its weights."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +20,7 @@ from stablelm.config import InputError, ModelConfig
 from stablelm.config.model import from_huggingface
 from stablelm.interchange.huggingface import read_config
 from stablelm.interchange.native import (
+    EMA,
     FOLDER,
     best_of,
     check_weights,
@@ -142,6 +145,9 @@ def _verify(path: Path) -> str:
             raise InputError(
                 f"{path / 'optimizer'}: tensor {wrong[0]!r} is not as the model's weights want it."
             )
+    if any(name.startswith(f"{EMA}/") for name in manifest["files"]):
+        parts[EMA] = _headers(path, manifest, EMA)
+        build_model(config, parts[EMA], path, None, "meta", StableLM)
     for name, stored in ((n, s) for tensors in parts.values() for n, s in tensors.items()):
         if not bool(torch.isfinite(read_tensor(name, stored)).all()):
             raise InputError(
@@ -203,18 +209,57 @@ def average(out: Path, paths: Sequence[Path]) -> Iterator[str]:
     with atomic_directory(out) as aside:
         (aside / "model").mkdir()
         _write_means(aside / "model", tensors)
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-            if (chosen[newest] / name).is_file():
-                (aside / name).write_bytes((chosen[newest] / name).read_bytes())
-        write_json(aside / "state.json", {**states[newest], "evaluations": []})
-        write_json(aside / "about.json", about)
-        identity = {"format": "stablelm-checkpoint", "version": 1, "step": states[newest]["step"]}
-        write_manifest(aside, {**identity, "averaged": made_of})
+        _write_rest(aside, chosen[newest], states[newest], about, {"averaged": made_of})
     steps = ", ".join(f"{state['step']:,}" for state in states)
     yield (
         f"{out}: the mean of {len(chosen)} checkpoints (steps {steps}), "
         f"{configs[0].num_parameters:,} parameters"
     )
+
+
+def moving_average(out: Path, path: Path) -> Iterator[str]:
+    """Writes `out`, the moving average of the weights that a checkpoint keeps; yields a line for the console.
+
+    `path` is a checkpoint or a run, which means what it opens as. `InputError` when it keeps none."""
+    refuse_existing(out)
+    found = locate(path)
+    if not is_checkpoint(found):
+        raise InputError(f"{path}: not a checkpoint; only those of `stablelm train` keep a moving average.")
+    manifest = read_manifest(found, hashes=lambda name: not name.startswith(("model/", "optimizer/")))
+    state, config = read_json(found / "state.json"), from_huggingface(read_config(found), str(found))
+    names = [name for name in manifest["files"] if name.startswith(f"{EMA}/")]
+    if not names or EMA not in state:
+        raise InputError(
+            f"{found}: keeps no moving average of the weights; ema.decay in the run's configuration, such as "
+            "0.999, has one kept from then on."
+        )
+    build_model(config, _headers(found, manifest, EMA), found, None, "meta", StableLM)
+    require_space(out, sum(manifest["files"][name]["bytes"] for name in names), "the moving average")
+    moving = {**state[EMA], "path": str(found), "step": state["step"],
+              "manifest_sha256": sha256_file(found / MANIFEST)}  # fmt: skip
+    about = read_json(found / "about.json") if (found / "about.json").is_file() else {}
+    with atomic_directory(out) as aside:
+        (aside / "model").mkdir()
+        for name in names:
+            shutil.copyfile(found / name, aside / "model" / Path(name).name)
+        _write_rest(aside, found, state, {**about, "evaluations": [], EMA: moving}, {EMA: moving})
+    yield (
+        f"{out}: the moving average of the weights at step {state['step']:,} ({moving['updates']:,} updates, "
+        f"decay {moving['decay']:g}), {config.num_parameters:,} parameters"
+    )
+
+
+def _write_rest(
+    aside: Path, source: Path, state: dict[str, Any], about: dict[str, Any], origin: dict[str, Any]
+) -> None:
+    """All but the weights of a checkpoint that is made of others; `origin` says of which."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (source / name).is_file():
+            (aside / name).write_bytes((source / name).read_bytes())
+    numbers = {key: value for key, value in state.items() if key != EMA}
+    write_json(aside / "state.json", {**numbers, "evaluations": []})
+    write_json(aside / "about.json", about)
+    write_manifest(aside, {"format": "stablelm-checkpoint", "version": 1, "step": state["step"], **origin})
 
 
 def _same(first: Path, path: Path, expected: ModelConfig, config: ModelConfig) -> None:

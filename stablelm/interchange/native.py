@@ -21,6 +21,8 @@ from stablelm.tokenizer import Tokenizer
 
 FOLDER = "checkpoints"
 """Of a run, where its checkpoints are."""
+EMA = "ema"
+"""Of a checkpoint, where the moving average of its weights is, if it keeps one; in state.json, its count."""
 BEST = "best.json"
 """Of a checkpoint, which one of its run is the best."""
 _STEP = re.compile(r"step-(\d+)$")

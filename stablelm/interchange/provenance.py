@@ -130,6 +130,8 @@ def training_sentence(known: Provenance) -> str:
     if averaged := known.about.get("averaged"):
         steps = ", ".join(f"{part['step']:,}" for part in averaged)
         trained += f", then the mean of the checkpoints of steps {steps} taken"
+    if moving := known.about.get("ema"):
+        trained += f"; a moving average of the weights (decay {moving['decay']:g})"
     return trained
 
 

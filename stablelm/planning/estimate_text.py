@@ -14,6 +14,7 @@ COMPONENTS = {
     "gathered": "weights gathered for the computation",
     "activations": "activations",
     "passing": "logits, head's gradient, communication, block at work",
+    "average": "moving average of the weights, this GPU's shard",
 }
 NAMES = {"mfu": "MFU", "mfu_causal": "MFU, causal", "hfu": "HFU"}
 
@@ -63,7 +64,8 @@ def _run(estimate: Estimate) -> list[str]:
 
 def _memory(estimate: Estimate) -> list[str]:
     memory, device = estimate.asked.memory, estimate.device
-    rows = [(title, _gib(getattr(memory, name))) for name, title in COMPONENTS.items()]
+    rows = [(title, _gib(getattr(memory, name))) for name, title in COMPONENTS.items()
+            if name != "average" or memory.average]  # fmt: skip
     rows += [("context, NCCL, workspaces (assumed)", _gib(RESERVED)), ("needed", _gib(memory.needed))]
     kinds = list(dict.fromkeys(setting.layout.recompute for setting in estimate.table))
     cells = {(s.layout.zero, s.layout.recompute): s for s in estimate.table}

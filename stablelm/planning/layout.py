@@ -43,6 +43,8 @@ class Layout:
     """Tokens whose logits are alive at once."""
     compiled: bool = False
     """Blocks are compiled, which keep less of their forward pass."""
+    ema: bool = False
+    """A moving average of the weights is kept, in float32, sharded as they are."""
 
     @property
     def world(self) -> int:
@@ -95,6 +97,7 @@ def make_layout(
     recompute: str | int = "none",
     precision: str = "bf16",
     loss_chunk: int = 512,
+    ema: bool = False,
 ) -> Layout:
     """The layout of a step of `sequences` on `world` devices; refuses what the trainer would refuse.
 
@@ -108,7 +111,7 @@ def make_layout(
     micro = min(micro_sequences, mine)
     return Layout(
         replicate, shard, tensor, zero, sequence_parallel, micro, -(-mine // micro), sequence_length,
-        recompute, precision, loss_chunk,
+        recompute, precision, loss_chunk, ema=ema,
     )  # fmt: skip
 
 
@@ -122,4 +125,5 @@ def layout_of(config: RunConfig, world: int, device_type: str = "cpu") -> Layout
         **{key: parallel[key] for key in MESH},
         **{key: values[key] for key in ("precision", "recompute")},
         loss_chunk=config.loss_tokens(device_type),
+        ema=config.ema.decay is not None,
     )  # fmt: skip

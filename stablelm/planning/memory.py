@@ -46,6 +46,8 @@ class Memory:
     """What the forward pass keeps for the backward pass."""
     passing: int
     """What lives for a moment: logits, the head's gradient, communication, the block at work."""
+    average: int = 0
+    """The moving average of the weights, this device's shard."""
 
     @property
     def total(self) -> int:
@@ -119,15 +121,18 @@ def moments_of(model: ModelConfig, layout: Layout) -> tuple[Memory, ...]:
     logits = chunk * (computed + (4 if computed != 4 and not fused else 0))
     head_gradient = (kept if alone else computed) * head
     state, left = (kept * local, 2 * kept * local), 0 if alone else computed * root
+    average = 4 * local if layout.ema else 0
     loss = 4 * head + max(logits, 4 * head + (computed * head if computed < 4 else 0)) + 2 * stream
     last = at_work + head_gradient + last_repeats * (repeated + moving)
     first = at_work + moving + repeats * repeated
     end = 0 if alone else (computed + reduced) * root
     return (
-        Memory(*state, before, gathered, activations + 2 * sliced, loss + lingers),  # last norm, head
-        Memory(*state, before, gathered, activations, last + lingers),
-        Memory(*state, after, left, sliced if again else plain, first),
-        Memory(*state, after, left, 0, end),
+        Memory(
+            *state, before, gathered, activations + 2 * sliced, loss + lingers, average
+        ),  # last norm, head
+        Memory(*state, before, gathered, activations, last + lingers, average),
+        Memory(*state, after, left, sliced if again else plain, first, average),
+        Memory(*state, after, left, 0, end, average),
     )
 
 

@@ -40,7 +40,7 @@ class Plan:
     flops_per_token: int
     """6N + 12·L·h·s."""
     checkpoint_bytes: int
-    """Disk one checkpoint takes: what is trained and two moments in float32."""
+    """Disk one checkpoint takes: what is trained, two moments and the average, if any, in float32."""
     sources: dict[str, dict[str, Any]]
     """Per source: windows in an epoch, epochs asked for, samples that will be read."""
     cooldown_steps: int = 0
@@ -119,9 +119,14 @@ def make_plan(
         micro_batches=math.ceil(math.ceil(batch.sequences / data_parallel) / batch.micro_sequences),
         last_step_samples=used - table.position(steps - 1),
         flops_per_token=flops_per_token(config.model, batch.sequence_length),
-        checkpoint_bytes=12 * config.model.num_parameters,
+        checkpoint_bytes=checkpoint_bytes(config),
         sources={name: dict(about) for name, about in sources.items()},
         cooldown_steps=schedule.cooldown_steps,
         rates=tuple(schedule.turning_points()),
         batches=tuple(change for change in table.batches if change[0] < steps) if phased else (),
     )
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Of a run that trains all weights: they, two moments, and an average where one is kept, in float32."""
+    return (12 if config.ema.decay is None else 16) * config.model.num_parameters

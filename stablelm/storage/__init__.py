@@ -12,7 +12,14 @@ from stablelm.storage.atomic import (
     write_json,
     write_text,
 )
-from stablelm.storage.hashes import fingerprint, keyed_uint64, sha256_file, sha256_text
+from stablelm.storage.hashes import (
+    fingerprint,
+    keyed_uint64,
+    sampled,
+    sampled_sha256,
+    sha256_file,
+    sha256_text,
+)
 from stablelm.storage.locks import directory_lock
 from stablelm.storage.manifests import MANIFEST, Entries, entry, read_manifest, write_manifest
 from stablelm.storage.paths import confined, refuse_dead_link
@@ -35,6 +42,8 @@ __all__ = [
     "refuse_dead_link",
     "refuse_existing",
     "require_space",
+    "sampled",
+    "sampled_sha256",
     "sha256_file",
     "sha256_text",
     "write_json",

@@ -3,6 +3,7 @@ absent.
 
     step-000500/model/*.safetensors       what is trained, float32, names as in the model, by process
     step-000500/optimizer/*.safetensors   exp_avg.NAME and exp_avg_sq.NAME
+    step-000500/ema/*.safetensors         the moving average of what is trained, where one is kept
     step-000500/state.json                step, samples consumed, configuration, data fingerprint
     step-000500/config.json, tokenizer.json, about.json    what export and the model card read
     step-000500/manifest.json             sizes and sha256 of all of these; written last
@@ -23,6 +24,7 @@ import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -145,13 +147,18 @@ def read_state(path: Path, remedy: str = "") -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: Path, model: StableLM, optimizer: torch.optim.Optimizer, ranks: Ranks, remedy: str = ""
+    path: Path,
+    model: StableLM,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+    remedy: str = "",
+    more: Mapping[str, dict[str, Tensor]] = MappingProxyType({}),
 ) -> None:
-    """Fills model and optimizer in place, on whatever mesh they are; every process calls it, and every byte
-    is checked first."""
+    """Fills model and optimizer (and `more`, by folder) in place, on whatever mesh they are; every process
+    calls it, and every byte is checked first."""
     mine = lambda name: zlib.crc32(name.encode()) % ranks.world == ranks.rank  # noqa: E731
     ranks.together(lambda: read_manifest(path, hashes=mine, remedy=remedy))
-    wanted = {"model": trained(model), "optimizer": moments(model, optimizer)}
+    wanted = {"model": trained(model), "optimizer": moments(model, optimizer), **more}
     for folder, held in wanted.items():
         ranks.at_first(partial(_fits, path / folder, held, remedy))
         ranks.together(partial(_read_tensors, path / folder, held))

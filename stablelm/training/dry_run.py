@@ -87,6 +87,8 @@ def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    from stablelm.interchange.native import EMA
+    from stablelm.training.ema import Ema, kept
     from stablelm.training.optimizer import make_optimizer, moments
     from stablelm.training.parallel import build_mesh, parallelize
     from stablelm.training.parallel.apply import accumulate
@@ -105,7 +107,8 @@ def fake_step(config: RunConfig, world: int, rank: int) -> DryRun:
         optimizer = make_optimizer(model, config.optimizer)
         state = moments(model, optimizer)
         weights = {name: _local(p) for name, p in model.named_parameters()}
-        for tensor in (*weights.values(), *map(_local, state.values())):
+        average = kept(Ema.of(config.ema, model)).get(EMA, {})
+        for tensor in (*weights.values(), *map(_local, (*state.values(), *average.values()))):
             alive.see(tensor)
         shape = (layout.micro_sequences, layout.sequence_length)
         ids = torch.zeros(shape, dtype=torch.long)

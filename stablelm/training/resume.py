@@ -23,7 +23,7 @@ from stablelm.planning import Plan
 # These change what is printed, where, or in which pieces a step is computed, not which steps are made.
 _FREE = (
     "out", "device", "checkpoint", "evaluation", "logging", "loss_chunk", "card", "parallel", "recompute",
-    "compile", "guard",
+    "compile", "guard", "ema", "preflight",
 )  # fmt: skip
 _BRANCH = ("branch", "schedule.cooldown_shape", "schedule.cooldown_floor")  # what a branch has of its own
 _FUTURE = ("epochs", "phases", "skip", "windows", "document_boundaries")  # of `data`: judged by what was read

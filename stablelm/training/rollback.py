@@ -21,6 +21,7 @@ from stablelm.data.unread import documents_of, told
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.storage import MANIFEST, read_json, write_json, write_text
 from stablelm.training.checkpoint import LATEST, load_checkpoint, not_finite, read_state
+from stablelm.training.ema import kept
 from stablelm.training.guard import Rollback
 from stablelm.training.resume import remedy_for
 from stablelm.training.watchdog import SLOW
@@ -133,7 +134,7 @@ def go_back(t: "Trainer", why: str) -> None:
     state = t.ranks.together(lambda: read_state(target, remedy))[t.ranks.rank]
     t.ranks.together(t.open_samples)
     t.make_plan()
-    load_checkpoint(target, t.model, t.optimizer, t.ranks, remedy)
+    load_checkpoint(target, t.model, t.optimizer, t.ranks, remedy, kept(t.ema, state))
     t.continue_from(state)
     if t.metrics is not None:
         t.metrics.rewind(t.step)

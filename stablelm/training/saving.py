@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -60,17 +60,19 @@ class Checkpoints:
         state: dict[str, Any],
         about: dict[str, Any],
         kept: Mapping[str, bytes],
+        more: Mapping[str, dict[str, Tensor]] = MappingProxyType({}),
     ) -> Path:
         """Begins to save `state["step"]` and returns where it will be; every process calls it.
 
         `state` is all that continuing needs besides tensors; `about` is what a reader or a model card wants
-        to know; `kept` are files by name, the tokenizer's among them. `NotFinite` when weights
-        or moments are not."""
+        to know; `kept` are files by name, the tokenizer's among them; `more` are tensors by folder beside
+        weights and moments. `NotFinite` when any is not."""
         self._settle(last=False)
         step = int(state["step"])
         target = self.run / FOLDER / f"step-{step:06d}"
-        tensors = {"model": trained(model), "optimizer": moments(model, optimizer)}
-        every = tensors["model"] | tensors["optimizer"]
+        tensors = {"model": trained(model), "optimizer": moments(model, optimizer), **more}
+        every = {f"{folder}.{name}" if folder in more else name: tensor
+                 for folder, held in tensors.items() for name, tensor in held.items()}  # fmt: skip
         seen = self.ranks.together(lambda: (not_finite(every), target in finished_checkpoints(self.run)))
         if (name := next((name for name, _ in seen if name), None)) is not None:
             raise NotFinite(

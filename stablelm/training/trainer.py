@@ -27,6 +27,7 @@ from stablelm.planning import Plan, hardware, make_plan, peak_of, resolve_device
 from stablelm.planning.flops import flops_per_token, hardware_flops_per_token
 from stablelm.planning.schedule import Schedule
 from stablelm.storage import require_space, write_json, write_text
+from stablelm.training import ema
 from stablelm.training.adapting import same_words, told_adaptation
 from stablelm.training.agreement import Ranks, answering
 from stablelm.training.batches import Batch, Batches
@@ -94,6 +95,7 @@ class Trainer:
             words = self.dataset.tokenizer_files()["tokenizer.json"]
             self.notes.append(same_words(start.tokenizer, words, str(self.dataset.tokenizer_path)))
         self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.ema = ema.Ema.of(config.ema, self.model)
         self.watchdog = Watchdog.of(config, self.ranks.rank, self.ranks.world, self.model)
         self.measures = Measures(self.dataset, list(self.plan.sources), config.z_loss)
         self.health = Health(config.logging.health, self.model, self.layout)
@@ -169,7 +171,9 @@ class Trainer:
         if ended := self.ended():
             self.console.message(f"{self.run}: {ended} already")
             return self.run
-        self.ranks.at_first(lambda: require_space(self.run, 13 * self.plan.trained, "a checkpoint"))
+        self.ranks.at_first(
+            lambda: require_space(self.run, 13 * self.plan.checkpoint_bytes // 12, "a checkpoint")
+        )
         self.peak = peak_of(self.device, self.dtype)
         many = f" × {self.layout.world}" if self.layout.world > 1 else ""
         self.console.message(
@@ -228,7 +232,7 @@ class Trainer:
             asked = reading(self.config, self.guard.rollbacks)
             same = partial(same_run, state, asked, self.loader, path, steps=steps, force_data=force_data)
             self.ranks.together(partial(same, opening=self.open))
-        load_checkpoint(path, self.model, self.optimizer, self.ranks, remedy)
+        load_checkpoint(path, self.model, self.optimizer, self.ranks, remedy, ema.kept(self.ema, state))
         self.continue_from(state)
         if self.branching:  # what a run that never saved has left here is not of this one
             self.ranks.at_first(lambda: (self.run / METRICS).unlink(missing_ok=True))
@@ -239,6 +243,8 @@ class Trainer:
         """Takes up the numbers of a checkpoint whose tensors are loaded."""
         self.step, self.evaluations, self.suite = state["step"], state["evaluations"], []
         self.guard.restore(state.get("guard", {}), self.step)
+        if self.ema is not None and not self.ema.restore(state):
+            self.console.message(f"the moving average of the weights begins here, after step {self.step:,}")
 
     def ended(self) -> str | None:
         """Why no step is left to make; None while there is one."""
@@ -322,6 +328,8 @@ class Trainer:
                 group["lr"] = lr
             self.optimizer.step()
             self.health.updated(self.optimizer)
+            if self.ema is not None:
+                self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if reason is None:
@@ -382,4 +390,6 @@ class Trainer:
             self.step, self.plan, reading(self.config, self.guard.rollbacks), self.loader, self.evaluations,
             self.parent, self.guard.state(),
         )  # fmt: skip
-        return self.checkpoints.save(self.model, self.optimizer, state, about, self.files())
+        state |= self.ema.state() if self.ema is not None else {}
+        tensors = ema.kept(self.ema)
+        return self.checkpoints.save(self.model, self.optimizer, state, about, self.files(), tensors)

@@ -23,7 +23,7 @@ def trained(world, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("verb", ["list", "verify", "average"])
+@pytest.mark.parametrize("verb", ["list", "verify", "average", "ema"])
 def test_help_fits_and_shows_an_example(run, verb):
     said = run("checkpoint", verb, "--help")
     assert said.code == 0
@@ -118,6 +118,11 @@ def test_the_average_opens_exports_and_says_what_it_is_made_of(run, trained, tmp
     values |= {"out": str(tmp_path / "on"), "init": str(tmp_path / "mean"), "steps": 1}
     (tmp_path / "on.yml").write_text(yaml.safe_dump(values))
     assert run("train", tmp_path / "on.yml").code == 0
+
+
+def test_the_moving_average_is_asked_for_where_none_is_kept(run, trained, tmp_path):
+    said = run("checkpoint", "ema", tmp_path / "smooth", trained)
+    assert said.code == 2 and "keeps no moving average of the weights; ema.decay in the run's" in said.err
 
 
 def test_what_does_not_belong_together_is_not_averaged(run, trained, tmp_path, world):

@@ -9,9 +9,10 @@ from stablelm.config.run import run_config
 from stablelm.interchange import open_path
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.storage import directory_lock
-from stablelm.training import train
+from stablelm.training import Trainer, train
 from stablelm.training.console import SilentConsole
 from stablelm.training.metrics import read_metrics
+from stablelm.training.running import train_by
 from tests.distributed.sharded import die, processes, values
 from tests.training.conftest import dataset_path, make_config  # noqa: F401 (fixtures)
 
@@ -80,6 +81,53 @@ def test_a_run_killed_on_one_mesh_goes_on_on_another(configure, whole, first, th
             assert a == b if a is None or b is None else abs(a - b) <= 1e-5
     assert open_path(config.out)[0].num_parameters() > 0
     assert not list((Path(config.out) / "checkpoints").glob("*.tmp*"))
+
+
+def hooked(moment, trainer):
+    """Kills this process in step 7: in a block's forward pass, in its backward pass, or where the others wait
+    for its part of a sum over all processes."""
+
+    def kill(*_):
+        if trainer.step == 6:
+            die()
+
+    block = trainer.model.model.layers[1]
+    if moment == "forward":
+        block.mlp.register_forward_pre_hook(kill)
+    elif moment == "backward":
+        block.mlp.register_full_backward_pre_hook(kill)
+    else:
+        import stablelm.training.passes as passes
+
+        reduce = passes.summed
+        passes.summed = lambda *arguments: kill() or reduce(*arguments)
+
+
+def train_and_die(rank, config, moment):
+    class Hooked(Trainer):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            if rank == 1:
+                hooked(moment, self)
+
+    train_by(Hooked, config, resume=True, console=SilentConsole())
+
+
+@pytest.mark.parametrize("moment", ["forward", "backward", "reduce"])
+def test_a_process_killed_within_a_step_stops_the_others_and_loses_nothing(configure, whole, moment):
+    config = configure("run", **MESHES["(2,2) stage 3"][1])
+    for rank, (_, error) in enumerate(processes(4, train_and_die, config, moment)):
+        assert (error is None) == (rank == 1)
+        if error is not None:
+            assert error[0] == "RunError" and "a process of this run is gone" in error[1], error[2]
+    assert finished_checkpoints(Path(config.out))[0].name == "step-000003"
+    again = config.model_copy(update={"parallel": type(config.parallel)()})
+    values(processes(1, train_on, again))
+    found = results(config.out)
+    assert [(r[0], *r[5:]) for r in found] == [(r[0], *r[5:]) for r in whole]
+    for record, expected in zip(found, whole, strict=True):
+        for a, b in zip(record[1:5], expected[1:5], strict=True):
+            assert a == b if a is None or b is None else abs(a - b) <= 1e-5
 
 
 def test_a_locked_run_is_refused_on_every_rank(configure):

@@ -106,6 +106,13 @@ def test_stages():
     assert needs[3].total < needs[1].total < needs[0].total
 
 
+def test_a_moving_average_is_kept_in_float32_and_sharded():
+    for options in ({}, {"precision": "bf16-pure"}, {"zero": 0}):
+        without, kept = (memory_of(SEED, layout(ema=ema, **options)) for ema in (False, True))
+        assert kept.average == (1 if "precision" not in options else 2) * kept.weights
+        assert kept.total == without.total + kept.average and without.average == 0
+
+
 def test_tensor_parallelism_cuts_activations_and_weights():
     one, four = (layout(tensor=t, micro_sequences=16) for t in (1, 4))
     uncut = layout(tensor=4, micro_sequences=16, sequence_parallel=False)

@@ -28,7 +28,7 @@ def original(**keys):
     [
         (8, 0, {}),
         (8, 7, {"parallel": {"zero": 3}, "recompute": "full"}),
-        (4, 1, {"parallel": {"zero": 2, "replicate": 2}}),
+        (4, 1, {"parallel": {"zero": 2, "replicate": 2}, "ema": {"decay": 0.999}}),
         (8, 5, {"parallel": {"tensor": 4}}),
         (4, 0, {"parallel": {"tensor": 2, "sequence_parallel": False}, "recompute": 2}),
         (4, 3, {"parallel": {"zero": 0}, "precision": "fp32"}),

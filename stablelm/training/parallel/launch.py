@@ -86,6 +86,12 @@ def start(device: torch.device, timeout: float) -> tuple[torch.device, bool]:
             rank=place.rank, world_size=place.world, timeout=datetime.timedelta(seconds=timeout),
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:  # DistStoreError and its like are RuntimeErrors
+        if "address already in use" in str(error).lower():
+            raise RunError(
+                f"process {place.rank} of {place.world}: port {place.port} of {place.address}, where all "
+                "meet, is in use by another program, perhaps another run. Choose a free one: MASTER_PORT in "
+                "the environment of all, or torchrun --master-port."
+            ) from error
         raise RunError(
             f"process {place.rank} of {place.world}: not all of them came to {place.address}:{place.port} "
             f"within {timeout:,.0f} s ({str(error).splitlines()[0][:200]}). Look at the log of the one that "

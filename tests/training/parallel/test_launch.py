@@ -64,17 +64,29 @@ def test_wrong_ranks(environment, message):
         discover(environment)
 
 
+def first_of_two(monkeypatch, port):
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_port_in_use_is_told_at_once(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        first_of_two(monkeypatch, port)
+        told = rf"process 0 of 2: port {port} of 127.0.0.1, .* is in use by another program.*MASTER_PORT"
+        with pytest.raises(RunError, match=told):
+            start(torch.device("cpu"), 60)
+    assert not torch.distributed.is_initialized()
+
+
 def test_a_missing_process_is_told_within_the_time(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }.items():
-        monkeypatch.setenv(name, str(value))
+    first_of_two(monkeypatch, port)
     began = time.monotonic()
     with pytest.raises(RunError, match=r"process 0 of 2: not all of them came to 127.0.0.1:\d+ within 1 s"):
         start(torch.device("cpu"), 1)
