@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps in a round")
     parser.add_argument("--chunk", type=int, default=4096, help="tokens whose logits are alive at once")
-    parser.add_argument("--kernels", choices=("pytorch", "triton"), default="pytorch")
+    parser.add_argument("--kernels", choices=("pytorch", "triton"), help="ours; default: as a run")
     parser.add_argument("--fp8", choices=("tensorwise", "rowwise"), help="ours in 8-bit floating point")
     parser.add_argument("--together", type=int, default=4, help="micro-batch of the rounds, both in memory")
     parser.add_argument("--recompute", default="none")
