@@ -49,6 +49,7 @@ def application() -> "typer.Typer":
         quantize,
         tokenizer,
         train,
+        watch,
     )  # fmt: skip
 
     app = typer.Typer(
@@ -61,7 +62,7 @@ def application() -> "typer.Typer":
     )  # fmt: skip
 
     verbs = (
-        demo.demo, models.init, plan.plan, train.train, train.report, finetune.finetune,
+        demo.demo, models.init, plan.plan, train.train, train.report, watch.watch, finetune.finetune,
         generate.generate, chat.chat,
         perplexity.perplexity, evaluate.evaluate, models.inspect, models.convert, models.export,
         quantize.quantize, benchmark.benchmark,

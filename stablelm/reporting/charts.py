@@ -150,6 +150,22 @@ def histogram_chart(
     return frame.svg(body, spoken, bool((values > 0).any()))
 
 
+def share_chart(shares: Mapping[str, float], *, title: str, width: int = 720) -> str:
+    """An SVG of parts of a whole: one bar from left to right, with names and percentages in the legend.
+
+    `shares` are at least 0 and add up to 1; a part too thin to be seen is still named."""
+    named = [(f"{name} {100 * share:.1f} %", False) for name, share in shares.items()]
+    frame = _Frame(title, "", "", named, width, 96)
+    frame.height = frame.top + 30
+    body, x = [], 0.0
+    for index, (name, share) in enumerate(shares.items()):
+        wide = share * width
+        size = f'width="{max(0.0, wide - 1):.1f}" height="26" style="fill:{_colour(index)}"'
+        body.append(f'<rect x="{x:.1f}" y="{frame.top - 4}" {size}><title>{escape(name)}</title></rect>')
+        x += wide
+    return frame.svg(body, [text for text, _ in named], bool(shares))
+
+
 def _ordered(series: Series) -> tuple[Array, Array]:
     """x and y as arrays in order of x, without the points whose x has no place."""
     x, y = np.asarray(series.x, dtype=np.float64), np.asarray(series.y, dtype=np.float64)

@@ -60,7 +60,9 @@ class Page:
                 raise ValueError(f"a row of {len(row)} cells under a header of {len(header)}: {list(row)!r}")
         cells = [[number(cell) for cell in row] for row in rows]
         right = [
-            bool(cells) and all(_NUMERIC.match(row[i].strip()) for row in cells) for i in range(len(header))
+            any(row[i].strip() for row in cells)
+            and all(_NUMERIC.match(row[i].strip()) or not row[i].strip() for row in cells)
+            for i in range(len(header))
         ]
         mark = [' class="n"' if numeric else "" for numeric in right]
         top = "".join(f'<th scope="col"{m}>{escape(name)}</th>' for m, name in zip(mark, header, strict=True))

@@ -7,9 +7,11 @@ from typing import Any
 from stablelm.config import InputError
 from stablelm.interchange.native import finished_checkpoints
 from stablelm.reporting import Page, Series, line_chart
+from stablelm.reporting.text import counted
 from stablelm.storage import read_json
 from stablelm.training.console import duration
 from stablelm.training.metrics import METRICS, read_metrics
+from stablelm.training.report_goodput import time_section
 from stablelm.training.report_tuning import answers_chart, lowest, samples_of, verdict
 from stablelm.training.rollback import RECORD
 
@@ -85,6 +87,7 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
         "MFLOP a token; MFU "
         "is against the matrix-product rate measured when the run started.",
     )
+    time_section(page, run, steps)
     _what_was_read(page, run, plan, config["batch"]["sequence_length"], about)
     return page
 
@@ -182,11 +185,10 @@ def _suite(page: Page, records: list[dict[str, Any]]) -> None:
 
 
 def _subtitle(config: dict[str, Any], about: dict[str, Any]) -> str:
-    machine = about.get("hardware", {})
-    where = (
-        f", {machine['name']}, {machine['threads']} threads, PyTorch {machine['torch']}" if machine else ""
-    )
-    return f"{config['precision']}, seed {config['seed']}{where}"
+    where = f"{config['precision']}, seed {config['seed']}"
+    if machine := about.get("hardware"):
+        where += f", {machine['name']}, {counted(machine['threads'], 'thread')}, PyTorch {machine['torch']}"
+    return where
 
 
 def _facts(
