@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stablelm.config import InputError, RunConfig
-from stablelm.config.finetune import SOURCE, FinetuneConfig
+from stablelm.config import InputError
+from stablelm.config.finetune import SOURCE
+from stablelm.config.preference import PreferenceConfig
 from stablelm.config.tuning_evaluation import ANSWERS, LOSS
 from stablelm.finetuning.answers import (
     FILE,
@@ -36,7 +37,6 @@ from stablelm.interchange.neox import is_neox
 from stablelm.interchange.open import locate
 from stablelm.storage import fingerprint
 from stablelm.training.batches import Batch
-from stablelm.training.console import Console
 from stablelm.training.parallel.apply import accumulate, reshard
 from stablelm.training.passes import norm_of, summed
 
@@ -47,26 +47,31 @@ LARGE, HIGH = 500_000_000, 5e-6
 class PreferenceTuner(Tuner):
     """A run on pairs of answers, or on judged ones."""
 
-    def __init__(
-        self,
-        data: PairData,
-        settings: FinetuneConfig,
-        config: RunConfig,
-        console: Console | None = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(data, settings, config, console, device=device, dtype=dtype)
-        self.choice = settings.preference
-        self.measures.likelihood = False
-        self.judging = self.choice.loss == "kto"
-        self.lanes = (0,) if self.judging else (0, 1)
+    data: PairData
+    reference: dict[str, Tensor]
+    """ln π_ref of each pair's sides, float64 [2, pairs], by side of the data; made where the run begins."""
+    told: dict[str, float]
+    """Of the newest step."""
+
+    @property
+    def choice(self) -> PreferenceConfig:
+        """The loss."""
+        return self.settings.preference
+
+    @property
+    def judging(self) -> bool:
+        """Whether single answers are judged, not pairs compared."""
+        return self.choice.loss == "kto"
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
         """Sides that a gradient goes through."""
-        self.sides: dict[str, PairRows] = {"train": data.rows, "held_out": data.held_rows}
-        self.reference: dict[str, Tensor] = {}
-        """ln π_ref of each pair's sides, float64 [2, pairs], by side of the data."""
-        self.told: dict[str, float] = {}
+        return (0,) if self.judging else (0, 1)
+
+    @property
+    def sides(self) -> dict[str, PairRows]:
+        """Rows by side of the data."""
+        return {"train": self.data.rows, "held_out": self.data.held_rows}
 
     def _begin(self, resume: bool, force_data: bool) -> None:
         """With the reference, which is made before a checkpoint replaces the weights."""
