@@ -212,6 +212,8 @@ def _read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
 def clear_leftovers(run: Path) -> list[str]:
     """Removes what a killed save left; returns the names, for a line on the console."""
     leftovers = sorted((run / FOLDER).glob(f"step-*{TEMPORARY}*"))
+    for path in (run / FOLDER).glob(f"{LATEST}{TEMPORARY}*"):  # a kill between its writing and its renaming
+        path.unlink(missing_ok=True)
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
     return [path.name for path in leftovers]

@@ -19,7 +19,7 @@ STEPS = 160
 EVERY_KIND = [
     pytest.param([], id="full"),
     pytest.param(["--set", "neftune=5"], id="neftune"),
-    pytest.param(["--lora", "4"], id="lora"),
+    pytest.param(["--lora", "4", "--set", "adapter.dropout=0.2"], id="lora-dropout"),
     pytest.param(["--preference", "dpo"], id="dpo"),
     pytest.param(["--preference", "ipo", "--lora", "4"], id="ipo-lora"),
 ]

@@ -175,3 +175,13 @@ def test_other_data_is_refused_unless_forced(make_config):
     run = train(forced, resume=True, force_data=True, console=console)
     assert console.done == 6
     assert [record["step"] for record in read_metrics(run) if "kind" not in record][-1] == 10
+
+
+def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for name in ("step-000002", "step-000004.tmp-77"):
+        (folder / name).mkdir(parents=True)
+    for name in ("latest", "latest.tmp-77", "notes.txt"):
+        (folder / name).write_text("step-000002\n")
+    assert checkpoint.clear_leftovers(tmp_path) == ["step-000004.tmp-77"]
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "notes.txt", "step-000002"]
