@@ -23,7 +23,7 @@ SIGNATURES = {
         "length_penalty=1.0, best_of=1, window=None, sinks=4, prefix=None",
     "evaluate": "models, *, suite=None, tasks=(), data=None, limit=None, out=None, dtype=None, "
         "device='auto', progress=True, classifier=None, adapters=()",
-    "train": "config, *, resume=False, force_data=False, console=None, checks='none'",
+    "train": "config, *, resume=False, force_data=False, console=None, checks='none', profile=0",
     "StableLM": "config, seed=1234",
     "StableLM.forward": "self, input_ids, attention_mask=None, cache=None, labels=None, document_ids=None, "
     "positions=None, places=None",

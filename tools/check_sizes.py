@@ -34,8 +34,9 @@ NOT_CORE = (
     "training/branching.py", "training/bucket.py", "training/console.py", "training/dry_run.py",
     "training/ema.py", "training/evaluating.py", "training/float8.py", "training/goodput.py",
     "training/guard.py", "training/health.py", "training/machine.py", "training/measures.py",
-    "training/metrics.py", "training/parallel/meeting.py", "training/preflight.py", "training/report.py",
-    "training/report_goodput.py", "training/report_tuning.py", "training/restarting.py",
+    "training/metrics.py", "training/parallel/meeting.py", "training/preflight.py",
+    "training/profiling.py", "training/report.py", "training/report_goodput.py",
+    "training/report_health.py", "training/report_tuning.py", "training/restarting.py",
     "training/rollback.py", "training/watchdog.py", "training/watching.py",
 )  # fmt: skip
 EXCEPTIONS: dict[str, tuple[int, str]] = {}

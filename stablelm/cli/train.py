@@ -31,6 +31,14 @@ def train(
     preflight_only: Annotated[
         bool, typer.Option("--preflight-only", help="The same, and do not train.")
     ] = False,
+    profile: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Write a trace of N steps to RUN/profile; on CUDA also of memory.",
+        ),
+    ] = 0,
 ) -> None:
     """Train a model: checkpoints, metrics.jsonl and held-out bits per byte land in the run's directory.
 
@@ -45,7 +53,7 @@ def train(
     from stablelm.training.parallel.launch import discover
 
     checks: Literal["none", "first", "only"] = "only" if preflight_only else "first" if preflight else "none"
-    run = run_training(wanted, resume=resume, force_data=force_data, checks=checks)
+    run = run_training(wanted, resume=resume, force_data=force_data, checks=checks, profile=profile)
     if preflight_only:
         return
     if discover(os.environ).rank == 0:

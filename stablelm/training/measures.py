@@ -105,16 +105,16 @@ def memory(device: torch.device) -> dict[str, float]:
     elsewhere what is resident now (its peak, on systems without /proc)."""
     if device.type == "cuda":
         return {
-            "memory": torch.cuda.max_memory_allocated(device),
-            "memory_reserved": torch.cuda.max_memory_reserved(device),
+            "memory": float(torch.cuda.max_memory_allocated(device)),
+            "memory_reserved": float(torch.cuda.max_memory_reserved(device)),
         }
     statm = Path("/proc/self/statm")
     if statm.is_file():
-        return {"memory": int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}
+        return {"memory": float(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")}
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory": peak * (1 if sys.platform == "darwin" else 1024)}
+    return {"memory": peak * (1.0 if sys.platform == "darwin" else 1024.0)}
 
 
 def _bytes_a_token(about: dict[str, Any]) -> float:

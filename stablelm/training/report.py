@@ -12,6 +12,7 @@ from stablelm.storage import read_json
 from stablelm.training.console import duration
 from stablelm.training.metrics import METRICS, read_metrics
 from stablelm.training.report_goodput import time_section
+from stablelm.training.report_health import layers_on, memory_on, sources_on
 from stablelm.training.report_tuning import answers_chart, lowest, samples_of, verdict
 from stablelm.training.rollback import RECORD
 
@@ -60,6 +61,7 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
     )
     if sentence := verdict(steps, evaluations):
         page.paragraph(sentence)
+    sources_on(page, steps)
     if evaluations:
         answers_chart(page, evaluations)
         page.chart(
@@ -88,6 +90,8 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
         "is against the matrix-product rate measured when the run started.",
     )
     time_section(page, run, steps)
+    memory_on(page, steps)
+    layers_on(page, records)
     _what_was_read(page, run, plan, config["batch"]["sequence_length"], about)
     return page
 

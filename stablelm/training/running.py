@@ -17,6 +17,7 @@ from stablelm.training.parallel import finish, start
 from stablelm.training.parallel.apply import check
 from stablelm.training.parallel.launch import world_size
 from stablelm.training.preflight import preflight
+from stablelm.training.profiling import Profiler
 from stablelm.training.restarting import note_start, restarted
 from stablelm.training.trainer import Trainer
 
@@ -30,18 +31,22 @@ def train(
     force_data: bool = False,
     console: Console | None = None,
     checks: Checks = "none",
+    profile: int = 0,
 ) -> Path:
     """Trains as configured and returns the run's directory.
 
     With `resume`, continues from the newest checkpoint in `config.out`, or from the start when there is none;
     with `force_data` also on other data than it was trained on. With `checks` "first" all processes are
-    measured and compared before the first step (preflight.py), with "only" that is all.
+    measured and compared before the first step (preflight.py), with "only" that is all. With `profile` a
+    trace of so many steps is written.
     Raises `InputError` for a configuration that does not fit its data or a run that is already there,
     `RunError` when the training itself cannot go on. Started by torchrun or srun it is one run over all
     processes, of which the first writes and speaks."""
     if config.init is not None and config.branch is None:
         refuse_packed(config.init)
-    return train_by(Trainer, config, resume=resume, force_data=force_data, console=console, checks=checks)
+    return train_by(
+        Trainer, config, resume=resume, force_data=force_data, console=console, checks=checks, profile=profile
+    )
 
 
 def train_by(
@@ -52,6 +57,7 @@ def train_by(
     force_data: bool = False,
     console: Console | None = None,
     checks: Checks = "none",
+    profile: int = 0,
 ) -> Path:
     """`train` with the trainer that `make` gives for (config, console, device=…)."""
     run, began = Path(config.out), time.perf_counter()
@@ -76,6 +82,9 @@ def train_by(
         with contextlib.ExitStack() as held:
             trainer.ranks.at_first(lambda: held.enter_context(directory_lock(run)))
             trainer.ranks.at_first(lambda: note_start(run))
+            if profile and trainer.ranks.first:
+                tell = trainer.console.message
+                trainer.profiler = held.enter_context(Profiler(profile, run, device, tell))
             return trainer.train(resume, force_data)
     finally:
         finish(started)

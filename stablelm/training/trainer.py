@@ -49,6 +49,7 @@ from stablelm.training.parallel import Layout
 from stablelm.training.parallel.apply import check, compiles, reshard
 from stablelm.training.parallel.launch import world_size
 from stablelm.training.passes import backward, clip, summed
+from stablelm.training.profiling import Profiler
 from stablelm.training.resume import remedy_for, same_run, state_of
 from stablelm.training.rollback import RECORD, abandoned, beyond_help, go_back, reading, recorded, remove
 from stablelm.training.saving import Checkpoints, NotFinite
@@ -100,6 +101,8 @@ class Trainer:
         self.measures = Measures(self.dataset, list(self.plan.sources), config.z_loss)
         self.health = Health(config.logging.health, self.model, self.layout)
         self.checkpoints = Checkpoints(self.run, config.checkpoint, self.console.message)
+        self.profiler: Profiler | None = None
+        """Of the first process, when a trace is asked for."""
         self.metrics: Metrics | None = None
         """Of the first process, while it trains."""
         self.step = 0
@@ -332,6 +335,8 @@ class Trainer:
                 self.ema.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.profiler is not None:
+            self.profiler.step(self.step, self.plan.steps)
         if reason is None:
             self.guard.accept(self.step, value, norm_value)
         else:
