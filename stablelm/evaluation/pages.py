@@ -87,9 +87,9 @@ def page(
     names = ", ".join(evaluation.model for evaluation in evaluations)
     report = Page(f"Evaluation of {names}", f"suite {suite.name}")
     report.facts(_facts(evaluations[0], suite))
-    for evaluation in evaluations:
-        for note in evaluation.notes:
-            report.paragraph(note if len(evaluations) == 1 else f"{evaluation.model}: {note}")
+    for note in dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes):
+        of = [evaluation.model for evaluation in evaluations if note in evaluation.notes]
+        report.paragraph(note if len(of) == len(evaluations) else f"{', '.join(of)}: {note}")
     report.heading("Results")
     report.table(*table(evaluations, suite), caption="Percent, with the standard error over items.")
     seed = suite.name == "stablelm-3b-4e1t"
@@ -140,10 +140,10 @@ def page(
 def _facts(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
     counts = evaluation.results.get("n-samples", {})
     items = sum(int(count.get("effective", 0)) for count in counts.values() if isinstance(count, dict))
-    facts: dict[str, Any] = {"tasks": len(evaluation.samples) or len(suite.tasks), "items": items}
+    facts: dict[str, Any] = {"Tasks": len(evaluation.samples) or len(suite.tasks), "Items": items}
     if suite.name == "stablelm-3b-4e1t":
         mean = average(cells(evaluation.results["results"]))
         if mean is not None:
-            facts["average"] = f"{mean.value:.2f}"
-        facts["published 3B"] = f"{published_average(SEED):.2f}"
+            facts["Average"] = f"{mean.value:.2f}"
+        facts["Published 3B"] = f"{published_average(SEED):.2f}"
     return facts

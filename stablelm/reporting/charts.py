@@ -235,7 +235,8 @@ def _bar(
     marks = [f'<rect {rectangle} style="fill:{_colour(index)}">{hover}</rect>']
     if width >= 18:
         below = place + 12 if value < 0 else place - 4
-        marks.append(_text(middle, below, number(value, 3), anchor="middle", size=size))
+        digits = 3 if width >= 26 else 2  # neighbours' numbers must not run into one another
+        marks.append(_text(middle, below, number(value, digits), anchor="middle", size=size))
     return marks
 
 

@@ -13,7 +13,11 @@ from stablelm.reporting.text import escape, number
 from stablelm.storage import write_text
 
 CONTENTS_FROM = 4  # headings; a shorter page needs no table of contents
-_NUMERIC = re.compile(r"([<>] )?[+\-−]?[\d.,]*\d(e[+\-−]?\d+)?( ?(%|×|s|ms|[kMGT]i?B|[kMBT]))?$|–$")
+_NUMERIC = re.compile(
+    r"([<>] )?[+\-−]?[\d.,]*\d(e[+\-−]?\d+)?( ?(%|×|s|ms|[kMGT]i?B|[kMBT]))?( ± [\d.]+)?( \([+\-−]?[\d.]+ to "
+    r"[+\-−]?[\d.]+\))?$|–$"
+)
+"""A number with its unit, its error or its interval."""
 
 
 class Page:
@@ -170,6 +174,7 @@ th:last-child, td:last-child { padding-right: 0; }
 td { vertical-align: top; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 0 0 1.75rem; }
+details figure { margin: 0 0 0.6rem; }
 figcaption { margin-top: 0.4rem; overflow-wrap: anywhere; }
 svg { display: block; overflow: visible; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.25rem; }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stablelm.reporting import Series, bar_chart, histogram_chart, line_chart
+from stablelm.reporting import Series, bar_chart, histogram_chart, line_chart, share_chart
 from stablelm.reporting.charts import decimate
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -245,3 +245,19 @@ def test_a_histogram_of_many_bins_keeps_its_labels_apart():
     svg = histogram_chart(list(range(101)), [1] * 100, title="t", x_label="x", y_label="y")
     places = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="\d+(?:\.\d)?" text-anchor="middle"', svg)]
     assert all(b - a > 12 for a, b in itertools.pairwise(places[:-1])) and len(places) > 5
+
+
+def test_shares_of_a_whole_fill_one_bar():
+    chart = share_chart({"compute": 0.75, "a <wait>": 0.25, "nothing": 0.0}, title="Time")
+    root = ElementTree.fromstring(chart)
+    bars = [e for e in root.iter() if e.tag.endswith("rect")]
+    places = [(float(bar.get("x")), float(bar.get("width"))) for bar in bars]
+    assert places == [(0.0, 539.0), (540.0, 179.0), (720.0, 0.0)]
+    assert "compute 75.0 %" in chart and "a &lt;wait&gt; 25.0 %" in chart and "nothing 0.0 %" in chart
+    assert "no data" in share_chart({}, title="Time")
+
+
+def test_numbers_of_narrow_bars_do_not_run_into_one_another():
+    wide = bar_chart(["a"], {"x": [16.67]}, title="T", y_label="y")
+    narrow = bar_chart([str(i) for i in range(9)], {n: [16.67] * 9 for n in "xyz"}, title="T", y_label="y")
+    assert ">16.7<" in wide and ">16.7<" not in narrow and ">17<" in narrow

@@ -124,6 +124,14 @@ def test_columns_of_numbers_are_to_the_right():
     ]  # fmt: skip
 
 
+def test_errors_intervals_and_gaps_are_numbers_too():
+    page = Page("T")
+    page.table(["mean", "difference", "left", "empty"], [["1.5 ± 0.2", "+0.1 (-2.0 to +2.2)", 3, ""]] * 2)
+    page.table(["left", "text"], [[3, "1 (of 2)"], ["", "a ± b"]])
+    marks = [bool(mark) for mark in re.findall(r"<td( class=\"n\")?>", page.html())]
+    assert marks == [True, True, True, False] * 2 + [True, False] * 2
+
+
 def test_a_table_may_be_empty_but_not_ragged():
     page = Page("T")
     page.table(["a", "b"], [])
