@@ -1,8 +1,8 @@
 """Goodput: where the wall time of a run went, over all its starts.
 
 A clock is always in one phase; entering a phase charges the time so far to the one before, so nothing is
-counted twice and nothing is left out (a third of a microsecond a change). What it measured goes to
-RUN/goodput.jsonl, one line at each save and at least every ten seconds; lines are appended, never dropped, so
+counted twice and nothing is left out (about a microsecond a change). What it measured goes to
+RUN/goodput.jsonl, one line at each save and at least every half minute; lines are appended, never dropped, so
 the account outlives `kill -9` and keeps what a resume drops from metrics.jsonl:
 
     {"start": unix time, "from": step}                    a start, and the step that it went on from
@@ -11,7 +11,7 @@ the account outlives `kill -9` and keeps what a resume drops from metrics.jsonl:
 
 A start or a rollback makes lost whatever was done after the step that it went on from: the time of those
 lines, of any phase, is restart loss. Time between the last line of a start and the next start is down: no
-process of the run can tell what it was; after a kill up to ten seconds of it were steps. A start is counted
+process of the run can tell what it was; after a kill up to half a minute of it were steps. A start is counted
 from the call of `train` on, after Python has loaded PyTorch; one that was refused, or found all steps done,
 is no start.
 
@@ -33,7 +33,7 @@ from stablelm.storage import explain_full_disk, write_text
 from stablelm.training.console import duration
 
 GOODPUT = "goodput.jsonl"
-EVERY = 10.0
+EVERY = 30.0
 """Seconds after which a line is written, saves or not."""
 COMPUTE, DATA, SAVE, EVALUATION, STARTUP = "compute", "data", "save", "evaluation", "startup"
 REJECTED, LOST, DOWN, OTHER = "rejected", "lost", "down", "other"

@@ -10,8 +10,9 @@ from stablelm.reporting import Page, Series, line_chart
 from stablelm.reporting.text import counted
 from stablelm.storage import read_json
 from stablelm.training.console import duration
+from stablelm.training.goodput import read_goodput
 from stablelm.training.metrics import METRICS, read_metrics
-from stablelm.training.report_goodput import time_section
+from stablelm.training.report_goodput import goodput_fact, time_section
 from stablelm.training.report_health import layers_on, memory_on, sources_on
 from stablelm.training.report_tuning import answers_chart, lowest, samples_of, verdict
 from stablelm.training.rollback import RECORD
@@ -43,7 +44,7 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
     evaluations = [record for record in records if record.get("kind") == "evaluation"]
 
     page = Page(title or f"Training run {run.name}", _subtitle(config, about))
-    facts = _facts(plan, steps, evaluations)
+    facts = _facts(plan, steps, evaluations) | goodput_fact(account := read_goodput(run))
     if branch := config.get("branch"):
         facts["Branched off"] = branch["checkpoint"]
     if rejected := sum(record.get("kind") == "rejected" for record in records):
@@ -89,7 +90,7 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
         "MFLOP a token; MFU "
         "is against the matrix-product rate measured when the run started.",
     )
-    time_section(page, run, steps)
+    time_section(page, account, steps)
     memory_on(page, steps)
     layers_on(page, records)
     _what_was_read(page, run, plan, config["batch"]["sequence_length"], about)

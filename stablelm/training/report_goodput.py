@@ -1,18 +1,17 @@
 """The part of a run's page that says where its wall time went, and how well the device was used."""
 
-from pathlib import Path
 from typing import Any
 
 from stablelm.reporting import Page, Series, line_chart, share_chart
 from stablelm.reporting.text import counted
 from stablelm.training.console import duration
-from stablelm.training.goodput import PHASES, read_goodput
+from stablelm.training.goodput import PHASES, Goodput
 
 
-def time_section(page: Page, run: Path, steps: list[dict[str, Any]]) -> None:
+def time_section(page: Page, account: Goodput | None, steps: list[dict[str, Any]]) -> None:
     """Goodput over all starts, and MFU over time. A run from before there was an account has only the
     latter."""
-    if (account := read_goodput(run)) is not None and account.wall > 0:
+    if account is not None and account.wall > 0:
         page.heading("Where the time went")
         shares = account.shares()
         page.chart(
@@ -38,6 +37,11 @@ def time_section(page: Page, run: Path, steps: list[dict[str, Any]]) -> None:
         line_chart(lines, title="MFU", x_label="step", y_label="% of the peak rate"),
         "Of each step by itself: without evaluation, saving and restarts, which goodput counts.",
     )
+
+
+def goodput_fact(account: Goodput | None) -> dict[str, object]:
+    """Goodput for the cards at the top of a page, where there is an account."""
+    return {} if account is None else {"Goodput": f"{100 * account.share:.1f} %"}
 
 
 def _history(starts: int, rollbacks: int) -> str:
