@@ -91,6 +91,26 @@ def test_we_load_theirs(base, tmp_path, settings):  # noqa: F811
 STEPS, WARMUP, PEAK, ROWS = 20, 2, 5e-3, 3
 
 
+def test_the_card_of_a_run_loads_in_peft(base, tmp_path, monkeypatch):  # noqa: F811
+    """The card's own lines, run where it lies; and PEFT reads the dropout that was trained with."""
+    path = write_lines(tmp_path / "chats.jsonl", [{"messages": said} for said in TALKS])
+    config = finetune_config({
+        "out": str(tmp_path / "run"), "model": str(base), "data": {"paths": [str(path)]}, "steps": 3,
+        "batch": {"sequences": 2, "sequence_length": 96}, "optimizer": {"lr": 1e-2},
+        "adapter": {"rank": 4, "dropout": 0.1}, "precision": "fp32", "device": "cpu",
+    })  # fmt: skip
+    run = finetune(config, console=Recorder())
+    monkeypatch.chdir(run / "adapter")
+    code = (run / "adapter" / "README.md").read_text("utf-8").partition("```python")[2].partition("```")[0]
+    names: dict = {}
+    exec(code, names)
+    tuned, _ = open_path(run)
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](IDS).logits, tuned(IDS), atol=1e-5, rtol=1e-5)
+    assert names["model"].peft_config["default"].lora_dropout == 0.1
+    assert names["tokenizer"].decode([70, 71]) == open_path(run)[1].decode([70, 71])
+
+
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
 def test_twenty_steps_are_those_of_peft(base, tmp_path, method):  # noqa: F811
     """The same examples in the same order, the same initial adapter, float32: losses and final adapters."""
