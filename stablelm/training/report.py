@@ -90,8 +90,8 @@ def _page(run: Path, title: str | None, records: list[dict[str, Any]], steps: li
         "MFLOP a token; MFU "
         "is against the matrix-product rate measured when the run started.",
     )
-    time_section(page, account, steps)
     memory_on(page, steps)
+    time_section(page, account, steps)
     layers_on(page, records)
     _what_was_read(page, run, plan, config["batch"]["sequence_length"], about)
     return page
