@@ -14,7 +14,7 @@ LAYERS = 8
 _ABOUT = {
     "gradient": ("Gradient RMS", "before clipping"),
     "activation": ("Activation RMS", "of what leaves a block"),
-    "attention_logit": ("Largest attention logit", "of q · k / √D; far above 50 the softmax sees one key alone"),
+    "attention_logit": ("Largest attention logit", "of q · k / √D; far above 50 the softmax sees one key"),
     "update": ("Update / weight", "norm of a step's change over that of the weights; 1e-3 is usual"),
 }
 
