@@ -23,16 +23,14 @@ MESHES = {
 
 
 def train_on(rank, config, kill_at=None, victim=None):
-    class Console(SilentConsole):
-        def step(self, record, eta_seconds, line):
-            if rank == victim and record["step"] == kill_at:
+    class Killed(Trainer):
+        def train_step(self):
+            if rank == victim and self.step == kill_at:
                 time.sleep(0.3)  # the save of step 6 is at work, or done
                 die()
+            return super().train_step()
 
-    import stablelm.training.trainer as trainer
-
-    trainer.SilentConsole = Console
-    train(config, resume=True, console=Console())
+    train_by(Killed, config, resume=True, console=SilentConsole())
 
 
 def results(run):
