@@ -133,6 +133,7 @@ class QuantizedHead(QuantizedLinear):
 
     chunk: int = 512
     smoothing: float = 0.0
+    told: Tensor | None = None
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         """hidden [..., h] → logits [..., V]; labels [...] already shifted, negative = ignored; with places,
@@ -142,7 +143,7 @@ class QuantizedHead(QuantizedLinear):
         matrix = Frozen(self.packed) if self._exactly(hidden) else _Rounded(self.packed)
         if places is not None:
             return predictions(hidden.flatten(0, -2)[places], matrix, labels)
-        return chunked_loss(hidden, matrix, labels, self.chunk, self.smoothing)
+        return chunked_loss(hidden, matrix, labels, self.chunk, self.smoothing, told=self.told)
 
 
 class _Rounded(Frozen):

@@ -127,6 +127,7 @@ class _AdaptedHead(_Adapted):
 
     chunk: int
     smoothing: float = 0.0
+    told: Tensor | None
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         """As `model.head.Head` is asked."""
@@ -138,7 +139,10 @@ class _AdaptedHead(_Adapted):
         flat = hidden.flatten(0, -2)
         if places is not None:
             return torch.cat(self._parts(self._told, flat[places], labels), dim=1)
-        return torch.stack(self._parts(self._loss, flat, labels.flatten())).sum()
+        losses = torch.cat(self._parts(self._losses, flat, labels.flatten()))
+        if self.told is not None:
+            self.told[0] = losses.detach()
+        return losses.sum()
 
     def _parts(
         self, told: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, labels: Tensor
@@ -152,12 +156,12 @@ class _AdaptedHead(_Adapted):
         logits = super().forward(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def _losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(
             self._logits(hidden),
             labels.clamp(min=-1),
             ignore_index=-1,
-            reduction="sum",
+            reduction="none",
             label_smoothing=self.smoothing,
         )
 

@@ -283,3 +283,23 @@ def test_an_adapter_is_never_lost_in_silence(tmp_path):
     with adapters.switched_off(model):
         assert weights_hash(model) != before and identity(model) != kept
     assert weights_hash(model) == before
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["lm_head"]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_head_tells_what_each_label_costs(targets, packed):
+    model = network(torch.float32)
+    if packed:
+        quantize(model, Recipe.of(8))
+    adapters.attach(model, config(targets=targets))
+    disturbed(model)
+    model.lm_head.chunk, model.lm_head.told = 7, torch.zeros(2, LABELS.numel())
+    loss = model(IDS, labels=LABELS)
+    told, model.lm_head.told = model.lm_head.told, None
+    with torch.no_grad():
+        nats = -model(IDS).log_softmax(-1).flatten(0, 1).gather(1, LABELS.flatten().clamp(min=0)[:, None])
+    torch.testing.assert_close(told[0].sum(), loss.detach())
+    bound = 2e-2 if packed else 1e-5  # without a gradient packed products round what they read
+    counted = LABELS.flatten() >= 0
+    torch.testing.assert_close(told[0][counted], nats.squeeze(1)[counted], atol=bound, rtol=bound)
+    assert not told[0][~counted].any()
