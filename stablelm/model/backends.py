@@ -1,12 +1,12 @@
 """How attention is computed, and why: one function that chooses, one table of what can be chosen.
 
-* `sdpa`: PyTorch's `scaled_dot_product_attention`: its FlashAttention-2 kernel on CUDA, its flash kernel on
-CPU.
+* `sdpa`: PyTorch's `scaled_dot_product_attention`: its FlashAttention-2 kernel on CUDA, or cuDNN's, which it
+  takes by itself on an H100 or H200 (1.7 times as fast there); its flash kernel on a CPU.
 * `flash_attention_2`: the `flash_attn` package where it is installed and the model is on CUDA in 16 bits;
   anywhere else the name means PyTorch's own flash kernel, through `sdpa`.
 * FlashAttention-3, on a GPU of compute capability 9 where its package (`flash_attn_interface`) is installed:
   PyTorch runs it inside `sdpa`, forward and backward; by default and as `flash_attention_3`. Untried here:
-  there was no such GPU.
+  the GPU had no such package.
 * `eager`: matrix products and a softmax in float32, as the paper reads; slow, what the others are tested
 against.
 
