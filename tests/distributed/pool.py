@@ -32,6 +32,8 @@ def _work(rank, pipe):
 def _one(rank, world, meeting, job, arguments):
     import torch
     import torch.distributed as dist
+    from torch.distributed.tensor._redistribute import clear_redistribute_planner_cache
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     try:
         if world:
@@ -46,6 +48,10 @@ def _one(rank, world, meeting, job, arguments):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        # DTensor remembers layouts with their mesh, and finds one of an earlier job that looks like this
+        # one's: its groups are gone, or have other names.
+        _clear_sharding_prop_cache()
+        clear_redistribute_planner_cache()
         torch._dynamo.reset()
 
 
