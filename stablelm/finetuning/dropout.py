@@ -6,23 +6,20 @@ the sample's number: a resumed run drops those of the undisturbed one, on any nu
 rows are cut into passes, and a block that is computed again in the backward pass drops the same. Drawn on the
 device, about 5 ns a number and matrix on one core; a byte a number is kept for the backward pass."""
 
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stablelm.config import InputError
+from stablelm.finetuning.passing import Passing
 from stablelm.model import StableLM
 from stablelm.model.adapters import DEFAULT, HEAD, parts_of
 from stablelm.storage import keyed_uint64
 
 
-class AdapterDropout:
+class AdapterDropout(Passing):
     """Stands in every part of the model's adapter, and as a forward hook on the embedding, where a pass
     begins; does nothing outside `on`."""
 
@@ -34,32 +31,21 @@ class AdapterDropout:
             raise InputError(
                 f"adapter.dropout does not go with {HEAD} among adapter.targets; leave one of them away."
             )
+        super().__init__()
         self.rate, self.seed = rate, seed
-        self._waiting: list[int] = []
-        self._now: list[int] = []
         for place, part in parts.items():
             part.drop = partial(self.dropped, place)
         model.model.embed_tokens.register_forward_hook(self._begin_pass)
 
-    @contextlib.contextmanager
-    def on(self, numbers: NDArray[np.int64]) -> Iterator[None]:
-        """While the passes of a step are made that read the samples with these numbers, in this order."""
-        self._waiting = numbers.tolist()
-        try:
-            yield
-        finally:
-            self._waiting, self._now = [], []
-
     def _begin_pass(self, module: Any, inputs: Any, embedded: Tensor) -> None:
-        count = len(embedded)  # none of them is left in a pass of a process without a sample
-        self._now, self._waiting = self._waiting[:count], self._waiting[count:]
+        self.take(len(embedded))  # none outside a step, in evaluation
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # no compiler sees a generator
     def dropped(self, place: str, x: Tensor) -> Tensor:
         """x [B, L, in] of the samples that are being read, without what the matrix `place` does not see."""
-        if not self._now:
+        if not self.now:
             return x
-        gone = torch.stack([self.gone(place, number, x.shape[1:], x.device) for number in self._now])
+        gone = torch.stack([self.gone(place, number, x.shape[1:], x.device) for number in self.now])
         return x.masked_fill(gone, 0) / (1 - self.rate)
 
     def gone(self, place: str, number: int, shape: torch.Size, device: torch.device) -> Tensor:

@@ -4,41 +4,30 @@ Each embedded token of an example of L tokens gets uniform noise within ± α / 
 function of the seed and the sample's number: a resumed run has that of the undisturbed one, on any number of
 processes. Drawn on the CPU, a few ns a number."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stablelm.finetuning.packing import ExampleSamples, Rows
+from stablelm.finetuning.passing import Passing
 from stablelm.storage import keyed_uint64
 
 
-class EmbeddingNoise:
+class EmbeddingNoise(Passing):
     """A forward hook of the embedding; does nothing outside `on`."""
 
     def __init__(self, alpha: float, order: ExampleSamples, seed: int, width: int) -> None:
         """`width`: d, the hidden size."""
+        super().__init__()
         self.alpha, self.order, self.seed, self.width = alpha, order, seed, width
-        self._waiting: list[int] = []
-
-    @contextlib.contextmanager
-    def on(self, numbers: NDArray[np.int64]) -> Iterator[None]:
-        """While the passes of a step are made that read the samples with these numbers, in this order."""
-        self._waiting = numbers.tolist()
-        try:
-            yield
-        finally:
-            self._waiting = []
 
     def hook(self, module: Any, inputs: Any, embedded: Tensor) -> Tensor:
         """embedded [B, L, d], with the noise of the next B samples."""
-        if not self._waiting:  # evaluation, or a pass of a process that no sample is left for
+        numbers = self.take(len(embedded))
+        if not numbers:  # evaluation, or a pass of a process that no sample is left for
             return embedded
-        numbers, self._waiting = self._waiting[: len(embedded)], self._waiting[len(embedded) :]
         return embedded + torch.stack([self.of(number) for number in numbers]).to(embedded)
 
     def of(self, number: int) -> Tensor:
