@@ -112,8 +112,10 @@ class Mixture:
             asked[name] += epochs * windows
             totals.append(round(asked[name]) - int(read[self.sources.index(name)]))
             if totals[-1] == 0:
+                few = 2 * epochs * windows <= 1
+                why = "are not half a window" if few else "add no whole window to those of earlier phases"
                 raise InputError(
-                    f"{where}source {name!r}: {epochs} epochs of {windows:,} windows are not half a window. "
+                    f"{where}source {name!r}: {epochs} epochs of {windows:,} windows {why}. "
                     "Raise its epochs, or leave the source out."
                 )
         return totals
