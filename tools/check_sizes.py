@@ -16,7 +16,8 @@ CORE = (
     "data/mixture.py", "data/loader.py",
 )  # fmt: skip
 # Parts of those rooms that he does not meet: recipes, other systems' files, cards, pages, rehearsals, chat,
-# other ways to compute the same text or another one, recorded answers, evaluation, adaptations;
+# other ways to compute the same text or another one, what a CPU without bf16 products lacks, recorded
+# answers, evaluation, adaptations;
 # what happens to bad steps, to runs that stand still or are started again, branches, copies elsewhere; what
 # a run shows of itself and where its records go, live too; what it checks of its machines first; an average
 # of its weights.
@@ -28,9 +29,10 @@ NOT_CORE = (
     "config/recipe.py", "config/slurm.py", "config/tuning_evaluation.py", "inference/beams.py",
     "inference/cpu_cache.py", "inference/cpu_runner.py", "inference/decoding.py",
     "inference/packed_products.py", "inference/prefix.py", "inference/quantization.py",
-    "inference/speculation.py", "inference/window.py", "model/adapters.py", "model/fingerprint.py",
-    "model/fused.py", "model/predictions.py", "tokenizer/chat.py", "tokenizer/comparison.py",
-    "tokenizer/golden.py", "tokenizer/infilling.py", "training/adapting.py", "training/boards.py",
+    "inference/speculation.py", "inference/window.py", "model/adapters.py", "model/bfloat16_products.py",
+    "model/fingerprint.py", "model/fused.py", "model/predictions.py", "tokenizer/chat.py",
+    "tokenizer/comparison.py", "tokenizer/golden.py", "tokenizer/infilling.py", "training/adapting.py",
+    "training/boards.py",
     "training/branching.py", "training/bucket.py", "training/console.py", "training/dry_run.py",
     "training/ema.py", "training/evaluating.py", "training/float8.py", "training/goodput.py",
     "training/guard.py", "training/health.py", "training/machine.py", "training/measures.py",

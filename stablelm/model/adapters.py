@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stablelm.config import InputError
 from stablelm.config.adapter import ALL_LINEAR, AdapterConfig, pattern_of
+from stablelm.model.bfloat16_products import linear
 from stablelm.storage import keyed_uint64
 
 DEFAULT = "default"
@@ -70,9 +71,8 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, layer: BaseLayer, base: Callable[[Tensor], Tensor]) -> Tensor:
         """x [..., in] and y = base(x) [..., out] → the adapted layer's output, in the dtype of y."""
-        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         seen = x if self.drop is None else self.drop(x)
-        low = functional.linear(functional.linear(seen, a) * self.scale, b)  # [..., out]
+        low = linear(linear(seen, self.lora_A) * self.scale, self.lora_B)  # [..., out]
         if self.lora_magnitude_vector is None:
             return y + low
         bias = layer.bias

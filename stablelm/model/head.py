@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stablelm.model.bfloat16_products import add_outer, back, linear, times
 from stablelm.model.linear import Linear
 from stablelm.model.predictions import predictions
 
@@ -49,7 +50,7 @@ class Head(Linear):
         if places is not None and labels is not None:
             return predictions(hidden.flatten(0, -2)[places], weight, labels, self.group)
         if labels is None:
-            logits = torch.nn.functional.linear(hidden, weight)
+            logits = linear(hidden, weight)
             return logits if self.group is None else _joined(logits, self.group)
         parts = (self.chunk, self.smoothing, self.group, self.fused, self.z_loss, self.told)
         return chunked_loss(hidden, weight, labels, *parts)
@@ -145,7 +146,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             counted, target = y >= 0, (y - first).clamp(0, rows - 1).unsqueeze(1)
             here = counted if group is None else counted & (y >= first) & (y < first + rows)
             if isinstance(weight, Tensor):
-                torch.mm(h, weight.T, out=z_rough)
+                times(h, weight, z_rough)
             else:
                 weight.times(h, z_rough)
             if whole and fused is not None:
@@ -213,8 +214,8 @@ def _add_products(
     if d_hidden is not None:
         out = d_hidden[start : start + len(hidden)]
         if isinstance(weight, Tensor):
-            torch.mm(d_logits, weight, out=out)
+            back(d_logits, weight, out)
         else:
             weight.back(d_logits, out)
     if d_weight is not None:
-        d_weight += d_logits.T @ hidden
+        add_outer(d_logits, hidden, d_weight)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from stablelm.model.bfloat16_products import linear
 
 
 class Linear(nn.Linear):
@@ -24,9 +25,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]."""
-        return functional.linear(
-            x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        )
+        return linear(x, self.weight, self.bias)
 
     def row_norms(self) -> Tensor:
         """L2 norm of each row of W [out], in float32 or better."""

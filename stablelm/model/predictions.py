@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stablelm.model.bfloat16_products import add_outer, back, linear
+
 if TYPE_CHECKING:
     from stablelm.model.head import FrozenMatrix
 
@@ -81,11 +83,11 @@ class _Predictions(torch.autograd.Function):
             z *= upstream[0][0, part].unsqueeze(1)
             d_logits = z.to(hidden.dtype)
             if d_hidden is not None and ctx.packed is None:
-                torch.mm(d_logits, matrix, out=d_hidden[part])
+                back(d_logits, matrix, d_hidden[part])
             elif d_hidden is not None:
                 ctx.packed.back(d_logits, d_hidden[part])
             if d_weight is not None:
-                d_weight += d_logits.T @ hidden[part]
+                add_outer(d_logits, hidden[part], d_weight)
         if ctx.group is not None and d_hidden is not None:
             dist.all_reduce(d_hidden, group=ctx.group)
         return d_hidden, d_weight, None, None
@@ -94,7 +96,7 @@ class _Predictions(torch.autograd.Function):
 def _logits(weight: "Tensor | FrozenMatrix", hidden: Tensor) -> Tensor:
     """Of hidden [rows, h], in float32 or wider."""
     if isinstance(weight, Tensor):
-        z = hidden @ weight.T
+        z = linear(hidden, weight)
     else:
         z = hidden.new_empty(len(hidden), weight.rows)
         weight.times(hidden, z)
