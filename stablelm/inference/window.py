@@ -22,6 +22,7 @@ from stablelm.config import InputError, ModelConfig
 from stablelm.inference.runner import CHUNK, kv_bytes, require_memory
 from stablelm.model import Mask, StableLM
 from stablelm.model.backends import AttentionFunction
+from stablelm.model.bfloat16_products import widens
 from stablelm.model.rotary import Rotary
 
 SINKS = 4
@@ -171,21 +172,23 @@ class _Layer:
 
         Matrix products and a softmax in float32: the scores exist, [B, H, S, seen + S]."""
         window, slots = self._owner.window, torch.arange(end, device=q.device)
-        first = self._sinks()
+        exact, kept = torch.promote_types(q.dtype, torch.float32), q.dtype
+        wide = exact if widens(q) else kept
+        q, first = q.to(wide), self._sinks()
         lowest = start - window.latest + 1
         shared = q.shape[1] // self._buffer.shape[2]
         keys, values, old_keys, old_values = (
-            held.repeat_interleave(shared, dim=1) for held in (*self._buffer[:, :, :, lowest:end], *first)
+            held.to(wide).repeat_interleave(shared, dim=1)
+            for held in (*self._buffer[:, :, :, lowest:end], *first)
         )
         queries = slots[start:, None]
         allowed = (slots[lowest:] <= queries) & (slots[lowest:] > queries - window.latest)  # [S, T]
         scores = (q @ keys.transpose(2, 3)).masked_fill(~allowed, -torch.inf)
         turned = self._owner.turn(q, window.seen - 1 - slots[start:])
         scores = torch.cat((turned @ old_keys.transpose(2, 3), scores), dim=-1) * q.shape[-1] ** -0.5
-        exact = torch.promote_types(q.dtype, torch.float32)
-        weights = scores.softmax(-1, dtype=exact).to(q.dtype)
+        weights = scores.softmax(-1, dtype=exact).to(wide)
         out: Tensor = weights @ torch.cat((old_values, values), dim=2)
-        return out
+        return out.to(kept)
 
 
 class WindowRunner:
