@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from stablelm.model.bfloat16_products import linear
 from stablelm.storage import explain_full_disk
 from stablelm.training.agreement import Ranks
 
@@ -31,7 +32,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = SIZES[device.type][0]
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     began = time.perf_counter()
-    return 2 * size**3 / _median(lambda: a @ b, device, lambda: time.perf_counter() - began < _SECONDS)
+    return 2 * size**3 / _median(lambda: linear(a, b), device, lambda: time.perf_counter() - began < _SECONDS)
 
 
 def groups_of(degrees: tuple[int, int, int]) -> dict[str, Groups]:
