@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stablelm.model import bfloat16_products
 from stablelm.training import Trainer, train
 from stablelm.training.garbage import PinnedGarbage
 from stablelm.training.metrics import read_metrics
@@ -65,6 +66,19 @@ def test_selective_repeats_the_cheap_alone(make_config):
     assert found["full"][0] - found["none"][0] >= 6 * passes * blocks  # the last product need not be repeated
     assert found["full"][1] == 2 * found["none"][1] == 2 * passes * blocks
     assert found["selective"][2] == 2 * found["none"][2] == 2 * passes * blocks
+
+
+def test_selective_keeps_products_that_are_computed_in_float32(make_config, monkeypatch):
+    """On CPUs without bf16 products."""
+    monkeypatch.setattr(bfloat16_products, "WIDENED", True)
+    found = {}
+    for mode in ("none", "selective", "full"):
+        trainer = Trainer(make_config(recompute=mode, precision="bf16"), Recorder())
+        with Counter() as counter:
+            record = trainer.train_step()
+        found[mode] = record["loss"], record["grad_norm"], counter.counts["widened_linear"]
+    assert found["none"] == found["selective"] and found["none"][:2] == found["full"][:2]
+    assert found["full"][2] - found["none"][2] >= 6 * 2 * 2  # two passes, two blocks
 
 
 @pytest.mark.parametrize(("precision", "kept"), [("bf16", torch.float32), ("bf16-pure", torch.bfloat16)])

@@ -23,6 +23,7 @@ _KEPT = {
         _aten.mm, _aten.addmm, _aten.bmm, _aten.linear,
         _aten._scaled_dot_product_flash_attention, _aten._scaled_dot_product_efficient_attention,
         _aten._scaled_dot_product_cudnn_attention, _aten._scaled_dot_product_flash_attention_for_cpu,
+        torch.ops.stablelm.widened_linear,
     )
 }  # fmt: skip
 
