@@ -117,7 +117,7 @@ def apart(layers: int, hidden: int, vocabulary: int) -> dict[str, float]:
     for group in (64, 32):
         found[f"activations, groups of {group}"] = changed(x=x_by_groups(group))
     found["Q8_0, weights and activations"] = changed(as_q8_0, x_by_groups(32))
-    for name, by_groups in (("by rows", False), ("by groups", True)):
+    for name, by_groups in (("by rows", ()), ("by groups", (4, 8))):
         prefill.BY_GROUPS = by_groups
         for group in (64, 32):
             found[f"prompt {name}, groups of {group}"] = kl(logs(packed(group, torch.float32), ids))

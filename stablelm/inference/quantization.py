@@ -184,8 +184,10 @@ def kernels_in_use() -> str:
         from stablelm.kernels.cpu.vectors import INSTRUCTIONS
     except ImportError as error:
         return f"PyTorch: weights are made dense for each product, slow; Numba cannot be used here ({error})"
-    which = " of 4-bit weights" if BY_GROUPS else ""
-    return f"Numba, {INSTRUCTIONS}; above {FEW_ROWS} rows{which} torch._int_mm"
+    others = " and ".join(f"{bits}-bit" for bits in BITS if bits not in BY_GROUPS)
+    return f"Numba, {INSTRUCTIONS}" + (
+        f"; above {FEW_ROWS} rows of {others} weights torch._int_mm" * bool(others)
+    )
 
 
 def is_packed(model: StableLM) -> bool:

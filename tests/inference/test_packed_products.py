@@ -12,7 +12,7 @@ from stablelm.inference.quantization import QuantizedLinear, Recipe, projections
 from stablelm.kernels.cpu.expansion import expand
 from stablelm.kernels.cpu.packing import dense, pack
 from stablelm.kernels.cpu.rounding import round_groups
-from stablelm.model import StableLM
+from stablelm.model import StableLM, bfloat16_products
 from stablelm.training.dry_run import Alive
 from stablelm.training.parallel.recomputation import apply_recomputation
 
@@ -36,6 +36,9 @@ def test_pieces_are_those_of_the_twin_to_the_bit(bits, dtype):
         got = expand(packed, tiles, groups, dtype)
         wanted = whole[16 * tiles.start : 16 * tiles.stop, 32 * groups.start : 32 * groups.stop]
         assert got.dtype == dtype and torch.equal(got, wanted)
+        if dtype == torch.bfloat16:
+            got = expand(packed, tiles, groups, torch.float32, rounded=True, room=torch.full((30_000,), 9.0))
+            assert torch.equal(got, wanted.float())
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -63,9 +66,21 @@ def test_the_gradient_passes_gradcheck():
 
 def test_without_numba_the_same_numbers(monkeypatch):
     packed, x = packed_of(75, 200, 4), torch.randn(5, 200)
-    fast = exact_product(packed, x)
+    upstream = torch.randn(5, 75)
+
+    def both(dtype, widened):
+        monkeypatch.setattr(bfloat16_products, "WIDENED", widened)
+        given = x.detach().clone().to(dtype).requires_grad_()
+        y = exact_product(packed, given)
+        y.backward(upstream.to(dtype))
+        return y.detach().float(), given.grad.float()
+
+    cases = [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+    fast = [both(*case) for case in cases]
     monkeypatch.setitem(__import__("sys").modules, "stablelm.kernels.cpu.expansion", None)
-    assert torch.equal(fast, exact_product(packed, x))
+    for case, wanted in zip(cases, fast, strict=True):
+        close = 1e-6 if case[0] == torch.float32 else 4e-3  # sums in another order, then rounded
+        torch.testing.assert_close(both(*case), wanted, atol=close * 30, rtol=close)
 
 
 @pytest.fixture(scope="module")

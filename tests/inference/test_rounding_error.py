@@ -71,11 +71,11 @@ def test_eight_bits_by_the_kernels_that_write_are_as_near_as_q8_0(original, yard
 
 
 def test_a_prompt_read_by_groups_is_as_near_and_by_rows_much_farther(original, yardstick, monkeypatch):
-    monkeypatch.setattr(prefill, "BY_GROUPS", True)
+    monkeypatch.setattr(prefill, "BY_GROUPS", (4, 8))
     near = {group: distance(original, packed(original, group)) for group in (32, 64)}
     assert 0.5 * yardstick < near[32] < 1.15 * yardstick
     assert near[32] < near[64] < 1.6 * yardstick
-    monkeypatch.setattr(prefill, "BY_GROUPS", False)
+    monkeypatch.setattr(prefill, "BY_GROUPS", ())
     assert distance(original, packed(original, 64)) > 1.5 * near[64]
 
 

@@ -1,11 +1,12 @@
 """x Wᵀ for many rows of x, by one of two ways; which, follows from the processor and the bits alone.
 
-By groups: the kernels of `products.py`, for 8 bits where AVX-512 VNNI is and AMX is not. There they are as
-fast as the other way, round no weight twice and x a group at a time: 0.4 of the other way's KL (notebook). In
-4 bits the weights' own rounding is thirty times all of that, and the other way is a sixth faster.
+By groups: the kernels of `products.py`, which round no weight twice and x a group at a time: 0.4 of the other
+way's KL in 8 bits (notebook). They are the faster way, too, but for AMX, and for 4 bits with AVX-512 VNNI
+(a sixth slower; there the weights' own rounding is thirty times all of that).
 
 By rows: packed weights as 8-bit rows, x as 8 bits a row, one integer product. PyTorch's `_int_mm` (oneDNN)
-has the speed; here is what stands around it. A tile of packed weights becomes 16 rows of int8 with one scale
+has the speed where the processor has VNNI, and nowhere else (3 GOP/s with AVX2); here is what stands around
+it. A tile of packed weights becomes 16 rows of int8 with one scale
 each: levels · (step of the group / step of the row), rounded, 32 columns at a time and transposed in
 registers, because the result is thrown away after each product and must cost nothing beside it (kept, it
 would double a 4-bit model). x is rounded and the sums are scaled in one pass each."""
@@ -36,8 +37,10 @@ from stablelm.kernels.cpu.vectors import (
     instructions,
 )  # fmt: skip
 
-BY_GROUPS = INSTRUCTIONS == "avx512-vnni" and not AMX
-"""Whether 8-bit weights go by groups on this processor."""
+BY_GROUPS: tuple[int, ...] = (4, 8)
+"""Bits of the weights that go by groups on this processor."""
+if INSTRUCTIONS == "avx512-vnni":
+    BY_GROUPS = () if AMX else (8,)
 
 
 @instructions
@@ -185,7 +188,7 @@ def as_rows(packed: Packed) -> tuple[Tensor, Tensor]:
 
 def product_of_many(packed: Packed, x: Tensor) -> Tensor:
     """x [B, K] → x Wᵀ [B, N] for B > 16; bfloat16 if x is, else float32."""
-    if packed.bits == 4 or not BY_GROUPS:
+    if packed.bits not in BY_GROUPS:
         return product_by_rows(packed, x)
     out = product(packed, x)
     return out.bfloat16() if x.dtype == torch.bfloat16 else out

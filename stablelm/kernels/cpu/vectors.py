@@ -2,7 +2,8 @@
 
 LLVM does not find the dot-product instructions in plain loops (1 GB/s where the memory gives 45), so the
 kernels emit LLVM's code themselves. All vectors here are 16 lanes wide whatever the machine: LLVM splits them
-where registers are narrower. Only `dot` knows the instruction set. Rejected: C through a compiler (nobody's
+where registers are narrower. Only `dot`, and what
+stands in its place with AVX2, know the instruction set. Rejected: C through a compiler (nobody's
 laptop has one), inline assembly (one kernel for each machine)."""
 
 import os
@@ -166,41 +167,39 @@ class Emitter:
             dp = self.b.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", fnty=kind)
             return self.b.call(dp, [total, self.b.bitcast(weights, INTS), spread])
         words = self.b.bitcast(weights, INTS)
-        if INSTRUCTIONS == "avx2":
-            return self.b.add(total, self._pairs(words, spread))
         for place in range(4):
             w = self.b.and_(self.b.lshr(words, each(8 * place)), each(255))
             signed = self.b.ashr(self.b.shl(spread, each(24 - 8 * place)), each(24))
             total = self.b.add(total, self.b.mul(w, signed))
         return total
 
-    def _pairs(self, words: Any, spread: Any) -> Any:
-        # `vpmaddubsw` would saturate on 8-bit weights; two exact 16-bit products an 8-row half instead.
-        shorts, half = ir.VectorType(I16, 2 * LANES), ir.VectorType(I16, LANES)
-        out = ir.VectorType(I32, LANES // 2)
-        eight = ir.Constant(shorts, [8] * 2 * LANES)
-        w, x = self.b.bitcast(words, shorts), self.b.bitcast(spread, shorts)
-        odd = self.b.lshr(w, eight), self.b.ashr(x, eight)
-        even = (
-            self.b.and_(w, ir.Constant(shorts, [255] * 2 * LANES)),
-            self.b.ashr(self.b.shl(x, eight), eight),
-        )
-        madd = self.b.module.declare_intrinsic(
-            "llvm.x86.avx2.pmadd.wd", fnty=ir.FunctionType(out, [half, half])
-        )
+    def pairs(self, unsigned: Any, signed: Any) -> Any:
+        """64 unsigned times 64 signed bytes, summed two by two → <32 x i16>; by AVX2. A sum beyond 16 bits is
+        cut off: one of them must stay below 128."""
+        return self._by_halves("pmadd.ub.sw", (unsigned, signed), I16)
 
-        def part(vector: Any, start: int, count: int) -> Any:
-            picked = ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
-            return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), picked)
+    def with_sign(self, x: Any, of: Any) -> Any:
+        """x, −x or 0 in each of 64 bytes, by the sign of `of`; by AVX2."""
+        return self._by_halves("psign.b", (x, of), I8)
 
-        sums = []
-        for start in (0, LANES):
-            first, second = (
-                self.b.call(madd, [part(a, start, LANES), part(b, start, LANES)]) for a, b in (odd, even)
-            )
-            sums.append(self.b.add(first, second))
-        joined = ir.Constant(INTS, list(range(LANES)))
-        return self.b.shuffle_vector(sums[0], sums[1], joined)
+    def joined(self, pairs: Any) -> Any:
+        """<32 x i16>, summed two by two → <16 x i32>; by AVX2."""
+        ones = ir.Constant(pairs.type, [1] * 2 * LANES)
+        return self._by_halves("pmadd.wd", (pairs, ones), I32)
+
+    def _by_halves(self, name: str, given: Sequence[Any], out: Any) -> Any:
+        """An instruction of AVX2, whose registers hold half of what vectors here do."""
+        b, kind = self.b, given[0].type
+        count, result = kind.count // 2, ir.VectorType(out, 256 // out.width)
+        half = ir.VectorType(kind.element, count)
+        signature = ir.FunctionType(result, [half, half])
+        function = b.module.declare_intrinsic(f"llvm.x86.avx2.{name}", fnty=signature)
+        parts = []
+        for start in (0, count):
+            which = ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
+            parts.append(b.call(function, [b.shuffle_vector(one, one, which) for one in given]))
+        whole = ir.Constant(ir.VectorType(I32, 2 * result.count), list(range(2 * result.count)))
+        return b.shuffle_vector(*parts, whole)
 
 
 def instructions(function: Any) -> Any:
