@@ -8,12 +8,30 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: exact comparisons want one thread count
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests beside tests: waiting threads must not spin
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # or each process that compiles starts two more
 
 settings.register_profile("stablelm", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("stablelm")
 
 ROOT = Path(__file__).resolve().parent.parent
+POOLED = "tests/distributed/"
 NEEDED = ("data/corpus/raw", "data/neox-tokenizer/tokenizer.json", "seed/configs")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be there
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile`, but that all files of `tests/distributed` are one: they share four processes, and
+    with two workers there would be two times four."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OnePool(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return POOLED if file.startswith(POOLED) else file
+
+    return OnePool(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Ten steps of a small network on some mesh, with what they gave: losses, norms, gradients, weights."""
+"""Some steps of a small network on some mesh, with what they gave: losses, norms, gradients, weights."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ class Case:
     recompute: str | int = "none"
     compile: bool = False
     precision: str = "fp64"
-    steps: int = 10
+    steps: int = 3
     short: int | None = None
     """Rows of the last step, when it is a short one."""
     model: tuple = ()

@@ -1,5 +1,6 @@
 """One network, one stream of samples, any mesh: losses, gradient norms, every gradient and all weights are
-those of one process, in float64 to 1e-12."""
+those of one process, in float64 to 1e-12. Three steps of each, ten of one of each kind; ten of all of them
+are in `tests/long/test_meshes.py`."""
 
 import dataclasses
 import functools
@@ -15,19 +16,19 @@ CASES = {
     "(2,1) ZeRO 2, three passes": Case(shard=2, zero=2, passes=3),
     "(2,1) ZeRO 3, recomputed": Case(shard=2, zero=3, recompute="full"),
     "(2,1) ZeRO 0, three passes": Case(replicate=2, zero=0, passes=3),
-    "(1,2)": Case(tensor=2),
+    "(1,2)": Case(tensor=2, steps=10),
     "(1,2) whole sequences, three passes": Case(tensor=2, sequence_parallel=False, passes=3),
     "(1,2) recomputed": Case(tensor=2, recompute="full", passes=3),
     "(1,2) whole sequences, selective": Case(tensor=2, sequence_parallel=False, recompute="selective"),
     "(2,2) ZeRO 1, three passes": Case(shard=2, tensor=2, passes=3),
     "(2,2) ZeRO 2, whole sequences": Case(shard=2, tensor=2, zero=2, sequence_parallel=False, passes=3),
     "(2,2) ZeRO 3, selective": Case(shard=2, tensor=2, zero=3, passes=3, recompute="selective"),
-    "(4,1) ZeRO 3, three passes": Case(shard=4, zero=3, passes=3),
+    "(4,1) ZeRO 3, three passes": Case(shard=4, zero=3, passes=3, steps=10),
     "(1,4) three passes": Case(tensor=4, passes=3),
     "(1,4) whole sequences": Case(tensor=4, sequence_parallel=False),
     "HSDP 2x2, ZeRO 1": Case(replicate=2, shard=2, passes=3),
     "HSDP 2x2, ZeRO 2": Case(replicate=2, shard=2, zero=2, passes=3, recompute=2),
-    "HSDP 2x2, ZeRO 3": Case(replicate=2, shard=2, zero=3, passes=3),
+    "HSDP 2x2, ZeRO 3": Case(replicate=2, shard=2, zero=3, passes=3, steps=10),
     "(2,1,2) ZeRO 0": Case(replicate=2, tensor=2, zero=0, passes=3),
     "(2,1,2) ZeRO 2, whole sequences": Case(replicate=2, tensor=2, zero=2, sequence_parallel=False),
     "short last step": Case(shard=4, zero=3, short=5, passes=3),
@@ -65,7 +66,10 @@ def compare(found, wanted, tolerance):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_mesh_computes_what_one_process_computes(pool, name):
-    case = CASES[name]
+    agrees(pool, CASES[name])
+
+
+def agrees(pool, case):
     found, wanted = pool.run(case.world, train, case), alone(case)
     assert wanted[1][0] > 1.0  # so clipping is at work
     assert all(other[:2] == found[0][:2] for other in found)  # the same numbers on every process
@@ -87,7 +91,7 @@ def test_float32_stays_within_its_own_rounding(pool, case):
     compare((*found[:4], {}), (*alone(case)[:4], {}), 1e-5)  # AdamW makes a sign of a gradient near 0
 
 
-@pytest.mark.parametrize(("sequence_parallel", "recompute"), [(True, "none"), (False, "full")])
+@pytest.mark.parametrize(("sequence_parallel", "recompute"), [(True, "none")])
 def test_compiled_blocks_keep_the_gradient_of_a_cut_embedding(pool, sequence_parallel, recompute):
     case = Case(tensor=2, compile=True, sequence_parallel=sequence_parallel, recompute=recompute, steps=2)
     found, wanted = pool.run(2, train, case, timeout=300)[0], alone(case)

@@ -8,7 +8,7 @@ from stablelm.planning import layout_of, memory_of
 from stablelm.training.dry_run import dry_run
 
 SMALL = {
-    "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 3,
+    "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 2,
     "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 256,
 }  # fmt: skip
 DATA = {"path": "nowhere", "epochs": {"web": 1}}
@@ -41,9 +41,9 @@ def test_small_steps_are_as_planned(world, rank, keys):
     assert 0.8 * done.peak[1] < done.peak[0] <= 1.02 * done.peak[1] + 4 * 2**20
 
 
-@pytest.mark.parametrize(("tensor", "collectives"), [(1, (33, 33, 0)), (4, (227, 194, 387))])
+@pytest.mark.parametrize(("tensor", "collectives"), [(1, (33, 33, 0))])
 def test_the_original_model_on_256_gpus(tensor, collectives):
-    """(256, 1) and (64, 4): one rank's whole step. Of the tensor group's 194 all-gathers 64
+    """(256, 1), and (64, 4) in `tests/long/test_meshes.py`: one rank's whole step. There, of the tensor group's 194 all-gathers 64
     are the recomputation's; of its 387 all-reduces 130 are the norms', 257 the loss's 128 chunks'."""
     config = original(parallel={"tensor": tensor}, batch={"micro_sequences": 4 * tensor})
     done = dry_run(config, 256)
