@@ -91,7 +91,8 @@ def world(tmp_path_factory) -> World:
                  "windows": {"tales": 8, "my_notes": 8}},
         "batch": {"sequences": 4, "micro_sequences": 4, "sequence_length": 32},
         "optimizer": {"lr": 5e-3}, "precision": "fp32", "device": "cpu",
-        "checkpoint": {"every": 4, "keep": 2}, "evaluation": {"every": 100, "windows": 2, "copying": 4, "cloze": 4},
+        "checkpoint": {"every": 4, "keep": 2},
+        "evaluation": {"every": 100, "windows": 2, "copying": 4, "cloze": 4},
     }  # fmt: skip
     (made / "run.yml").write_text(yaml.safe_dump(values))
     texts = (made / "tales", made / "my_notes")

@@ -277,7 +277,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2])  # 1: tests/long/test_rare.py
 def test_killed_again_and_again_the_bytes_are_the_same(recipe, tmp_path, small_pieces, workers):
     prepare(recipe(out=str(tmp_path / "calm"), work=str(tmp_path / "calm.work")))
     wanted, moment = recipe(workers=workers).model_dump_json(), random.Random(workers)

@@ -1,5 +1,5 @@
-"""Four worker processes that live as long as the tests: what imports PyTorch once need not do so for each
-case.
+"""Four worker processes that live as long as the tests, from a fork server that has imported everything once
+(it has made no thread): what imports PyTorch once need not do so for each process, nor for each case.
 
 `pool.run(world, job, *arguments)` calls `job(rank, *arguments)` on the first `world` of them, in a fresh
 process group that meets at a file, and gives back what each returned. A job that raises fails the test with
@@ -14,11 +14,22 @@ import traceback
 from pathlib import Path
 
 WORKERS = 4
+PRELOADED = [
+    "tests.distributed.sharded", "tests.distributed.parity", "stablelm.training.running", "torch._dynamo",
+]  # fmt: skip
+
+
+def forking():
+    """The context whose processes begin with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def _work(rank, pipe):
     import torch
 
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     while True:
@@ -62,9 +73,7 @@ class Pool:
         self._workers, self._pipes = [], []
 
     def _start(self):
-        context = multiprocessing.get_context("spawn")
-        kept = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"  # read when PyTorch is imported, in the worker
+        context = forking()
         for rank in range(WORKERS):
             ours, theirs = context.Pipe()
             worker = context.Process(target=_work, args=(rank, theirs), daemon=True)
@@ -72,10 +81,6 @@ class Pool:
             theirs.close()
             self._workers.append(worker)
             self._pipes.append(ours)
-        if kept is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = kept
 
     def outcomes(self, world, job, *arguments, group=True, timeout=120):
         """Of each rank (value, None) or (None, (error's type, its text, traceback))."""

@@ -1,12 +1,11 @@
 """A small model on any mesh, and processes to run it in, which may be killed.
 
-Processes come from a fork server that has imported everything once (it has made no thread), so four of them
-start in a moment and every case has fresh ones."""
+Processes come from the fork server of `pool.py`, so four of them start in a moment and every case has fresh
+ones."""
 
 import functools
 import hashlib
 import logging
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -25,6 +24,7 @@ from stablelm.config.optimization import OptimizerConfig
 from stablelm.model import StableLM
 from stablelm.tokenizer.training import train_tokenizer
 from stablelm.training.optimizer import make_optimizer
+from tests.distributed.pool import forking
 
 CONFIG = preset(
     "stablelm-1m", num_hidden_layers=2, hidden_size=32, num_attention_heads=4, num_key_value_heads=4,
@@ -138,10 +138,7 @@ def _work(job, rank, world, rendezvous, pipe, arguments):
 def processes(world, job, *arguments, timeout=60):
     """`job(rank, *arguments)` on each rank → (what it returned, (error, its text, traceback)); (None, None)
     for one that was killed. Fails when one hangs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.distributed.sharded", "stablelm.training.saving", "torch._dynamo", "pytest"]
-    )
+    context = forking()
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe(duplex=False) for _ in range(world)]
         children = [

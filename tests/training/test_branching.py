@@ -53,10 +53,18 @@ def at(run, step):
     return str(Path(run) / "checkpoints" / f"step-{step:06d}")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Where the parent of these tests is, once the first has made it."""
+    return tmp_path_factory.mktemp("made") / "parent"
+
+
 @pytest.fixture
-def parent(make_config):
+def parent(made, make_config, tmp_path):
     """Ten steps, saved after 3, 6, 9 and 10."""
-    return train(make_config("parent", checkpoint={"every": 3, "keep": 9}), console=Recorder())
+    if not made.exists():
+        train(make_config(str(made), checkpoint={"every": 3, "keep": 9}), console=Recorder())
+    return Path(shutil.copytree(made, tmp_path / "parent"))
 
 
 @pytest.fixture

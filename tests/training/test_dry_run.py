@@ -43,8 +43,9 @@ def test_small_steps_are_as_planned(world, rank, keys):
 
 @pytest.mark.parametrize(("tensor", "collectives"), [(1, (33, 33, 0))])
 def test_the_original_model_on_256_gpus(tensor, collectives):
-    """(256, 1), and (64, 4) in `tests/long/test_meshes.py`: one rank's whole step. There, of the tensor group's 194 all-gathers 64
-    are the recomputation's; of its 387 all-reduces 130 are the norms', 257 the loss's 128 chunks'."""
+    """(256, 1), and (64, 4) in `tests/long/test_meshes.py`: one rank's whole step. There, of the tensor
+    group's 194 all-gathers 64 are the recomputation's; of its 387 all-reduces 130 are the norms', 257 the
+    loss's 128 chunks'."""
     config = original(parallel={"tensor": tensor}, batch={"micro_sequences": 4 * tensor})
     done = dry_run(config, 256)
     assert done.faults == ()

@@ -37,10 +37,18 @@ def weights(run):
     return open_path(run)[0].state_dict()
 
 
+@pytest.fixture(scope="module")
+def undisturbed():
+    """What `whole` found, once."""
+    return []
+
+
 @pytest.fixture
-def whole(make_config):
-    run = train(make_config("whole"), console=Recorder())
-    return results(run), weights(run)
+def whole(make_config, undisturbed):
+    if not undisturbed:
+        run = train(make_config("whole"), console=Recorder())
+        undisturbed.append((results(run), weights(run)))
+    return undisturbed[0]
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 6, 9, 10])

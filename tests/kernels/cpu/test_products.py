@@ -115,24 +115,6 @@ print(vectors.INSTRUCTIONS)
 """
 
 
-# What Numba made for this processor, made for another one: no code of x86 may be in it.
-ARM = r"""
-import re
-import llvmlite.binding as llvm
-from stablelm.kernels.cpu.products import _few4, _few8
-llvm.initialize_all_targets()
-llvm.initialize_all_asmprinters()
-machine = llvm.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine(cpu="neoverse-n1", opt=3)
-for function in (_few4, _few8):
-    text, *_ = function.inspect_llvm().values()
-    text = re.sub('^target (triple|datalayout).*$', "", text, flags=re.M)
-    module = llvm.parse_assembly(re.sub('"target-(cpu|features)"="[^"]*"', "", text))
-    module.triple, module.data_layout = machine.triple, str(machine.target_data)
-    module.verify()
-    print("x86" in text, len(re.findall(r"\tmla\tv[0-9]+[.]4s", machine.emit_assembly(module))) > 100)
-"""
-
-
 def run(name, cache, root, more=""):
     return subprocess.run(
         [sys.executable, "-c", SCRIPT + more],
@@ -152,12 +134,6 @@ def run(name, cache, root, more=""):
 def test_lesser_instruction_sets_compute_the_same(name, tmp_path, root):
     done = run(name, tmp_path, root)
     assert done.stdout == f"{name}\n", done.stderr
-
-
-def test_the_portable_kernels_compile_for_arm(tmp_path, root):
-    """Not run there: no such machine was at hand. Their sums are multiplications of whole vectors."""
-    done = run("portable", tmp_path, root, ARM)
-    assert done.stdout == "portable\nFalse True\nFalse True\n", done.stderr
 
 
 def test_an_instruction_set_that_is_not_there_is_refused(tmp_path, root):
