@@ -6,14 +6,17 @@ from types import TracebackType
 
 
 class PinnedGarbage:
-    """While the block runs, nothing is collected but by `step`; what was there before is left alone."""
+    """While the block runs, nothing is collected but by `step`; what was there before is left alone. What a
+    program that trains has frozen itself stays frozen: it cannot be told from ours afterwards."""
 
     def __init__(self, every: int = 1000) -> None:
-        self.every, self._enabled = every, gc.isenabled()
+        self.every, self._enabled, self._freezes = every, gc.isenabled(), False
 
     def __enter__(self) -> "PinnedGarbage":
+        self._freezes = gc.get_freeze_count() == 0
         gc.collect()
-        gc.freeze()
+        if self._freezes:
+            gc.freeze()
         gc.disable()
         return self
 
@@ -25,6 +28,7 @@ class PinnedGarbage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        gc.unfreeze()
+        if self._freezes:
+            gc.unfreeze()
         if self._enabled:
             gc.enable()

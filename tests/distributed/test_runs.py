@@ -43,6 +43,7 @@ def test_the_trainer_reads_and_tells_the_same_on_a_mesh(
     pool, make_config, shared, parallel, world, batch, data  # noqa: F811
 ):  # fmt: skip
     """Losses and norms, and everything that is evaluated: held-out text, copying, cloze, a task."""
+    data = {"epochs": {"tales": 1, "notes": 1}, **data}
     data_tasks = ["piqa"] if world == 4 else []
     tasks = {"tasks": data_tasks, "task_data": str(shared / "data" / "eval"), "limit": 2}
     evaluation = tasks if data_tasks else {}

@@ -102,8 +102,13 @@ def test_pure_bf16_learns_and_resumes(make_config):
     assert [r["loss"] for r in read_metrics(run) if "kind" not in r] == losses
 
 
-def test_garbage_is_collected_when_it_is_time():
+@pytest.mark.parametrize("frozen", [False, True])
+def test_garbage_is_collected_when_it_is_time(frozen):
+    """What the caller has frozen stays so."""
     enabled, collected = gc.isenabled(), []
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
 
     def note(phase, about):
         if phase == "start":
@@ -120,3 +125,5 @@ def test_garbage_is_collected_when_it_is_time():
             gc.callbacks.remove(note)
     assert len(collected) == 2
     assert gc.isenabled() == enabled
+    assert (gc.get_freeze_count() > 0) == frozen
+    gc.freeze()  # as in tests/conftest.py
