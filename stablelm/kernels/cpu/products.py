@@ -47,7 +47,6 @@ def _tiles(bits: int, rows: int) -> Any:
 
     The table: weights, bytes of a tile, scales, bytes of a tile's scales, x, bytes of a row of x, steps of x,
     corrections, bytes of a row of both, groups, blocks of 32 columns a group, out, bytes of a row of out."""
-    tiles = 2
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder)
@@ -57,10 +56,27 @@ def _tiles(bits: int, rows: int) -> Any:
             given[place] = builder.add(given[place], builder.mul(given[stride], times))
         given[11] = builder.add(given[11], builder.mul(tile, I64(4 * LANES)))
         given[11] = builder.add(given[11], builder.mul(given[12], row))
-        write_whole(e, given)
+        if not BY_HALVES or rows < _AT_ONCE:
+            write_whole(e, given, 2, rows)
+            return context.get_dummy_value()
+        # One tile and four rows of x after the other: side by side LLVM would keep their parts of x in memory.
+        for place in (0, 1):
+            for first in range(0, rows, _AT_ONCE):
+                part, far = list(given), first
+                for which, stride, times in (
+                    (0, 1, place),
+                    (2, 3, place),
+                    (4, 5, far),
+                    (6, 8, far),
+                    (7, 8, far),
+                ):
+                    part[which] = builder.add(given[which], builder.mul(given[stride], I64(times)))
+                part[11] = builder.add(given[11], I64(4 * LANES * place))
+                part[11] = builder.add(part[11], builder.mul(given[12], I64(first)))
+                write_whole(e, part, 1, _AT_ONCE)
         return context.get_dummy_value()
 
-    def write_whole(e: Emitter, args: Any) -> None:
+    def write_whole(e: Emitter, args: Any, tiles: int, rows: int) -> None:
         b = e.b
         w, w_tile, s, s_tile, x, x_row, step, correction, g_row, groups, blocks, out, out_row = args
         zero = ir.Constant(FLOATS, [0.0] * LANES)
@@ -97,25 +113,24 @@ def _tiles(bits: int, rows: int) -> Any:
             w_at, x_at, *sums = state
             for tile in range(tiles):
                 start = b.add(w_at, b.mul(w_tile, I64(tile))) if tile else w_at
-                for first in range(0, rows, _AT_ONCE):
-                    short: dict[int, Any] = {}
-                    for chunk in range(chunks):
-                        e.prefetch(start, _AHEAD + 64 * chunk)
-                        parts = weights(e.load(BYTES, start, 64 * chunk))
-                        for place, (size, sign) in enumerate(parts):
-                            for row in range(first, min(first + _AT_ONCE, rows)):
-                                at = b.add(x_at, b.mul(x_row, I64(row))) if row else x_at
-                                four_x = e.load(I32, at, 4 * (chunk * len(parts) + place))
-                                x_part = b.bitcast(e.splat(four_x), BYTES)
-                                which = row * tiles + tile
-                                if sign is None:
-                                    both = e.pairs(size, x_part)
-                                    short[which] = b.add(short[which], both) if which in short else both
-                                else:
-                                    both = e.joined(e.pairs(size, e.with_sign(x_part, sign)))
-                                    sums[which] = b.add(sums[which], both)
-                    for which, pairs in short.items():
-                        sums[which] = b.add(sums[which], e.joined(pairs))
+                short: dict[int, Any] = {}
+                for chunk in range(chunks):
+                    e.prefetch(start, _AHEAD + 64 * chunk)
+                    parts = weights(e.load(BYTES, start, 64 * chunk))
+                    for place, (size, sign) in enumerate(parts):
+                        for row in range(rows):
+                            at = b.add(x_at, b.mul(x_row, I64(row))) if row else x_at
+                            four_x = e.load(I32, at, 4 * (chunk * len(parts) + place))
+                            x_part = b.bitcast(e.splat(four_x), BYTES)
+                            which = row * tiles + tile
+                            if sign is None:
+                                both = e.pairs(size, x_part)
+                                short[which] = b.add(short[which], both) if which in short else both
+                            else:
+                                both = e.joined(e.pairs(size, e.with_sign(x_part, sign)))
+                                sums[which] = b.add(sums[which], both)
+                for which, pairs in short.items():
+                    sums[which] = b.add(sums[which], e.joined(pairs))
             return [b.add(w_at, I64(64 * chunks)), b.add(x_at, I64(BLOCK)), *sums]
 
         def weights(raw: Any) -> list[tuple[Any, Any]]:
@@ -145,9 +160,9 @@ def _tiles(bits: int, rows: int) -> Any:
             return [w_at, x_at, *moved, *totals]
 
         _, _, _, _, _, *totals = e.loop(groups, [w, x, s, step, correction, *[zero] * (rows * tiles)], group)
-        finish(e, totals, out, out_row)
+        finish(e, totals, out, out_row, tiles, rows)
 
-    def finish(e: Emitter, totals: list[Any], out: Any, out_row: Any) -> None:
+    def finish(e: Emitter, totals: list[Any], out: Any, out_row: Any, tiles: int, rows: int) -> None:
         for row in range(rows):
             for tile in range(tiles):
                 at = e.b.add(out, e.b.add(e.b.mul(out_row, I64(row)), I64(4 * LANES * tile)))
@@ -340,7 +355,10 @@ def product(matrix: Packed | Tensor, x: Tensor) -> Tensor:
     rows, columns = matrix.shape if isinstance(matrix, Tensor) else (matrix.rows, matrix.columns)
     bits, group = (DENSE, BLOCK) if isinstance(matrix, Tensor) else (matrix.bits, matrix.group)
     batch = len(x)
-    values = torch.nn.functional.pad(x.detach().float(), (0, -columns % group)).contiguous().numpy()
+    wide = x.detach().float()
+    if columns % group:
+        wide = torch.nn.functional.pad(wide, (0, -columns % group))
+    values = wide.contiguous().numpy()
     out = np.empty((batch, rows if dense else len(matrix.weight) * LANES), np.float32)  # type: ignore[union-attr]
     given = room(batch, columns)
     if batch:
