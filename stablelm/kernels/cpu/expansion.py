@@ -2,8 +2,9 @@
 
 Bit-equal to the twin, `packing.dense`: level · scale in float32, rounded once to bfloat16 where that is asked
 for. A piece is a range of tiles and of groups, so no product needs more than a few MB beside the packed
-matrix. It is written column by column, 16 rows of a tile in one store: the order in which they are packed, and
-a product takes it either way. Rejected: dequantising through PyTorch's operators (ten passes over memory)."""
+matrix. It is written column by column, 16 rows of a tile in one store: the order in which they are packed,
+and a product takes it either way. Rejected: dequantising through PyTorch's operators (ten passes over
+memory)."""
 
 from typing import Any
 

@@ -59,7 +59,7 @@ def _tiles(bits: int, rows: int) -> Any:
         if not BY_HALVES or rows < _AT_ONCE:
             write_whole(e, given, 2, rows)
             return context.get_dummy_value()
-        # One tile and four rows of x after the other: side by side LLVM would keep their parts of x in memory.
+        # One tile and four rows of x after the other: side by side LLVM would keep parts of x in memory.
         for place in (0, 1):
             for first in range(0, rows, _AT_ONCE):
                 part, far = list(given), first
