@@ -162,7 +162,11 @@ def test_a_run_that_has_not_begun_or_is_damaged(run, tmp_path):
 
 def test_the_command_ends_cleanly(run):
     line = [sys.executable, "-u", "-m", "stablelm", "watch", str(run)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell that runs the tests in the background has them ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     said = process.stdout.readline()
     address = said.split("live at ")[1].split()[0].rstrip(".")
     link = http.client.HTTPConnection(address.removeprefix("http://").rstrip("/"), timeout=30)
