@@ -6,10 +6,10 @@ way's KL in 8 bits (notebook). They are the faster way, too, but for AMX, and fo
 
 By rows: packed weights as 8-bit rows, x as 8 bits a row, one integer product. PyTorch's `_int_mm` (oneDNN)
 has the speed where the processor has VNNI, and nowhere else (3 GOP/s with AVX2); here is what stands around
-it. A tile of packed weights becomes 16 rows of int8 with one scale
-each: levels · (step of the group / step of the row), rounded, 32 columns at a time and transposed in
-registers, because the result is thrown away after each product and must cost nothing beside it (kept, it
-would double a 4-bit model). x is rounded and the sums are scaled in one pass each."""
+it. A tile of packed weights becomes 16 rows of int8 with one scale each: levels · (step of the group / step
+of the row), rounded, 32 columns at a time and transposed in registers, because the result is thrown away
+after each product and must cost nothing beside it (kept, it would double a 4-bit model). x is rounded and the
+sums are scaled in one pass each."""
 
 from typing import Any
 

@@ -39,7 +39,9 @@ MOST_ROWS = 16
 """Rows of x up to which a product is bound by memory, and these kernels are the fastest way."""
 _AHEAD = 1536
 _AT_ONCE = 4
+"""Rows of x that share the registers of AVX2 with their sums."""
 BY_HALVES = INSTRUCTIONS == "avx2"
+"""Whether a vector here is two registers, and products are summed in 16 bits."""
 
 
 def _tiles(bits: int, rows: int) -> Any:
