@@ -80,6 +80,7 @@ def _expand(
     for tile in prange(out.shape[1] // TILE):
         at = weight[first + tile].ctypes.data + start * chunks * 4 * TILE
         scale, to = steps[first + tile, start].ctypes.data, out[0, tile * TILE :].ctypes.data
+        # Each by its own name: Numba cannot choose among emitted code by a value.
         if bits == 4:
             if kind == _FLOAT:
                 _four(at, scale, groups, chunks, to, out.strides[0])
