@@ -27,6 +27,7 @@ from stablelm.demo.corpus import write_corpus
 from stablelm.demo.results import demo_page, results_of, summary_lines
 from stablelm.interchange.export import export
 from stablelm.interchange.native import finished_checkpoints
+from stablelm.model.bfloat16_products import WIDENED
 from stablelm.planning import matmul_peak
 from stablelm.storage import directory_lock, read_json, write_json
 from stablelm.tokenizer.training import train_tokenizer
@@ -131,7 +132,9 @@ def _fix_run(out: Path, minutes: float | None, steps: int | None, console: Conso
                     "Resume without it, or choose another --out."
                 )
         return dict(stored["run"])
-    precision = "bf16" if matmul_peak("cpu", torch.bfloat16) > matmul_peak("cpu", torch.float32) else "fp32"
+    # Where bf16 products are made in float32, bf16 is never faster, whatever a noisy measurement says.
+    fast = not WIDENED and matmul_peak("cpu", torch.bfloat16) > matmul_peak("cpu", torch.float32)
+    precision = "bf16" if fast else "fp32"
     available = _windows(out)
     timing: dict[str, Any] = {}
     if steps is None:
@@ -183,7 +186,8 @@ def _run(out: Path, available: dict[str, int], steps: int, precision: str) -> di
             "schedule": {"warmup": 0.05},
             "steps": steps,
             "precision": precision,
-            "evaluation": {"every": max(1, steps // 8), "windows": 32},
+            # An evaluation costs several steps: a short run has fewer of them.
+            "evaluation": {"every": max(FEWEST_STEPS, steps // 8), "windows": 32},
             "checkpoint": {"every": max(1, steps // 4), "keep": 2},
             "logging": {"every": max(1, steps // 40)},
             "device": "cpu",
