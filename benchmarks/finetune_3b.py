@@ -1,4 +1,4 @@
-"""Fine-tuning the 2.8B model on a CPU: memory of LoRA and QLoRA, and the time of a step beside `peft`'s.
+"""Fine-tuning the 2.8B model: memory of LoRA and QLoRA, and the time of a step beside `peft`'s.
 
 Random weights (neither depends on them), batch 1, 512 tokens, every block recomputed, rank 16 on every
 projection of the blocks. Each side is a process of its own that opens the model, makes one step to warm up,
@@ -6,11 +6,13 @@ then a step each time it is asked; sides take turns. Ours are the trainer's step
 `ours-bf16` (LoRA on bf16 weights), `ours-int4` (QLoRA: the bf16 files are rounded while they are opened).
 `peft-bf16` is `transformers` + `peft` with gradient checkpointing, the same rank, targets, α, precision of
 the adapter (float32) and fused AdamW. Memory is VmHWM of the process from its start, opening included; with
---memory each side runs alone, one after another. All at once need 21 GB.
+--memory each side runs alone, one after another. All at once need 21 GB. On a GPU (--device cuda) its memory
+is told beside: the most that PyTorch's allocator had handed out, and had taken.
 
     .venv-oracle/bin/python benchmarks/finetune_3b.py --work /tmp/finetune --memory --steps 5
         --only ours-int4 ours-bf16
     .venv-oracle/bin/python benchmarks/finetune_3b.py --work /tmp/finetune --only ours-bf16 peft-bf16
+    python benchmarks/finetune_3b.py --work /tmp/finetune --device cuda --name finetune_3b-gpu
     .venv-oracle/bin/python benchmarks/finetune_3b.py --work /tmp/tiny --preset stablelm-1m --length 128
 """
 
@@ -56,7 +58,8 @@ def ours(name: str, model: Path, examples: Path, options: argparse.Namespace):
     out = TemporaryDirectory()
     config = finetune_config(
         {
-            "model": str(model), "out": out.name, "epochs": 100, "device": "cpu", "recompute": "full",
+            "model": str(model), "out": out.name, "epochs": 100,
+            "device": options.device, "recompute": "full",
             "data": {"paths": [str(examples)], "too_long": "truncate", "held_out_share": 0},
             "batch": {"sequences": 1, "micro_sequences": 1, "sequence_length": options.length},
             "adapter": {"rank": options.rank, "alpha": 2 * options.rank},
@@ -80,6 +83,7 @@ def peft_side(name: str, model: Path, examples: Path, options: argparse.Namespac
 
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(model / "tokenizer.json"))
     network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    network.to(options.device)
     network.config.use_cache = False
     network.gradient_checkpointing_enable({"use_reentrant": False})
     network.enable_input_require_grads()
@@ -89,7 +93,8 @@ def peft_side(name: str, model: Path, examples: Path, options: argparse.Namespac
     learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=2e-4, weight_decay=0.0, fused=True)
     texts = [json.loads(line)["text"] for line in examples.read_text().splitlines()]
-    rows = [torch.tensor([tokenizer(text)["input_ids"][: options.length + 1]]) for text in texts]
+    rows = [torch.tensor([tokenizer(text)["input_ids"][: options.length + 1]], device=options.device)
+            for text in texts]  # fmt: skip
     made = 0
 
     def step() -> float:
@@ -115,16 +120,23 @@ def serve(name: str, options: argparse.Namespace) -> None:
     step = make(name, options.work / "model", options.work / "examples.jsonl", options)
     opened = time.perf_counter() - began
     first = step()  # the warm-up
-    print(json.dumps(["ready", opened, first, peak_memory()]), flush=True)
+    print(json.dumps(["ready", opened, first, *memory(options.device)]), flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()
-        loss = step()
-        print(json.dumps([time.perf_counter() - began, loss, peak_memory()]), flush=True)
+        loss = step()  # a number, so a GPU is done with it
+        print(json.dumps([time.perf_counter() - began, loss, *memory(options.device)]), flush=True)
+
+
+def memory(device: str) -> list[int]:
+    """Peaks in bytes: of the process; on a GPU also what the allocator had handed out, and had taken."""
+    if device != "cuda":
+        return [peak_memory()]
+    return [peak_memory(), torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]
 
 
 def start(name: str, options: argparse.Namespace) -> tuple[subprocess.Popen, list]:
     """A side that has made its first step, and what it said then."""
-    setting = ("threads", "length", "rank", "work")
+    setting = ("threads", "length", "rank", "work", "device")
     side = subprocess.Popen(
         [sys.executable, __file__, *(f"--{key}={getattr(options, key)}" for key in setting), "--serve", name],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -140,6 +152,7 @@ def main() -> None:
     parser.add_argument("--preset", default="stablelm-3b-4e1t")
     parser.add_argument("--work", type=Path, required=True, help="where the model is made, and kept")
     parser.add_argument("--tokenizer", default="../shared/data/neox-tokenizer/tokenizer.json")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="*", default=SIDES, help=f"of {', '.join(SIDES)}")
     parser.add_argument("--steps", type=int, default=5, help="after the one that warms up")
     parser.add_argument("--threads", type=int, default=2)
@@ -177,10 +190,14 @@ def main() -> None:
                 side.stdin.close()
                 side.wait(60)
     seconds = {name: [step[0] for step in steps] for name, steps in found.items()}
-    setting = ("preset", "threads", "length", "rank", "steps", "memory")
+    setting = ("preset", "device", "threads", "length", "rank", "steps", "memory")
     result = {
         "setting": {key: getattr(options, key) for key in setting},
         "peak_memory_bytes": {name: int(steps[-1][2]) for name, steps in found.items()},
+        "gpu_peak_bytes": {
+            name: dict(zip(("allocated", "reserved"), map(int, steps[-1][3:]), strict=True))
+            for name, steps in found.items() if options.device == "cuda"
+        },
         "seconds_to_open": {name: said[1] for name, said in opened.items()},
         "first_loss": {name: said[2] for name, said in opened.items()},
         "step_seconds": {name: summary(each) for name, each in seconds.items()},
@@ -192,7 +209,7 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(result, indent=2))
     name = options.name or ("finetune_3b_memory" if options.memory else "finetune_3b")
-    print(write_result(name, result, hardware(torch.device("cpu"))))
+    print(write_result(name, result, hardware(torch.device(options.device))))
 
 
 if __name__ == "__main__":

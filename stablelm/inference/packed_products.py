@@ -6,7 +6,8 @@ recomputation and in the backward pass each anew, and never kept. The fast produ
 (`quantization.many`) rounds x to 8 bits and has no gradient: a step would be taken for another function than
 the one computed. Costs beside dense weights: about 1 ns a weight and pass on one core.
 
-Off the CPU, or without Numba, or in float64, pieces are made by PyTorch's operators: slower, same numbers."""
+On a GPU Triton's kernel makes them, larger ones, and the product is an operator that compiled blocks hold
+whole. Without Numba or Triton, or in float64, PyTorch's operators do: slower, same numbers."""
 
 from typing import Any
 
@@ -18,12 +19,24 @@ from stablelm.model.bfloat16_products import widens
 
 PIECE = 1 << 20
 """Numbers that are dense at once, or the smallest piece there is: two tiles of rows, a group of columns."""
+PIECE_OF_A_GPU = 1 << 25
+"""The same on a GPU, where small products leave most of it idle: 67 MB in bf16, any matrix of a block of the
+2.8B model at once."""
+
+
+def exact_product(packed: Packed, x: Tensor) -> Tensor:
+    """x [B, K] → x Ŵᵀ [B, N] in the dtype of x, with a gradient for x."""
+    if packed.weight.is_cuda:
+        sizes = packed.bits, packed.group, packed.rows, packed.columns
+        out: Tensor = _times(x, packed.weight, packed.scale, *sizes)
+    else:
+        out = _uncompiled(x, Frozen(packed))
+    return out
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # Numba's kernels are seen by no compiler
-def exact_product(packed: Packed, x: Tensor) -> Tensor:
-    """x [B, K] → x Ŵᵀ [B, N] in the dtype of x, with a gradient for x."""
-    out: Tensor = _Product.apply(x, Frozen(packed))  # type: ignore[no-untyped-call]
+def _uncompiled(x: Tensor, matrix: "Frozen") -> Tensor:
+    out: Tensor = _Product.apply(x, matrix)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -36,7 +49,7 @@ class Frozen:
     def times(self, x: Tensor, out: Tensor) -> None:
         """Writes x [B, K] Ŵᵀ into out [B, N]."""
         packed, pieces = self.packed, _Pieces(self.packed, x)
-        step = max(2, PIECE // (TILE * packed.padded))
+        step = max(2, _numbers(packed) // (TILE * packed.padded))
         whole = range(packed.scale.shape[1])
         for first in range(0, len(packed.weight), step):
             tiles = range(first, min(first + step, len(packed.weight)))
@@ -47,12 +60,16 @@ class Frozen:
     def back(self, y: Tensor, out: Tensor) -> None:
         """Writes y [B, N] Ŵ into out [B, K]."""
         packed, pieces = self.packed, _Pieces(self.packed, y)
-        step = max(1, PIECE // (TILE * len(packed.weight) * packed.group))
+        step = max(1, _numbers(packed) // (TILE * len(packed.weight) * packed.group))
         whole, count = range(len(packed.weight)), packed.scale.shape[1]
         for first in range(0, count, step):
             groups = range(first, min(first + step, count))
             columns = slice(packed.group * groups.start, min(packed.group * groups.stop, packed.columns))
             out[:, columns] = pieces.x @ pieces.dense(whole, groups)
+
+
+def _numbers(packed: Packed) -> int:
+    return PIECE_OF_A_GPU if packed.weight.is_cuda else PIECE
 
 
 class _Pieces:
@@ -79,6 +96,13 @@ class _Pieces:
                     self._room = torch.empty(size, dtype=dtype)
                 rounded = self.precision != dtype
                 return expand(packed, tiles, groups, dtype, rounded, self._room)[:rows, :columns]
+        if packed.weight.is_cuda and dtype != torch.float64:
+            try:
+                from stablelm.kernels.gpu.expansion import expand as expand_there
+            except ImportError:  # no Triton
+                pass
+            else:
+                return expand_there(packed, tiles, groups, dtype)
         weight = packed.weight.view(*packed.scale.shape[:2], -1)  # [tiles, groups, bytes]
         some = slice(tiles.start, tiles.stop), slice(groups.start, groups.stop)
         weight = weight[some].flatten(1).contiguous()
@@ -102,3 +126,41 @@ class _Product(torch.autograd.Function):
         out = upstream[0].new_empty(len(upstream[0]), ctx.matrix.packed.columns)
         ctx.matrix.back(upstream[0], out)
         return out, None
+
+
+@torch.library.custom_op("stablelm::packed_product", mutates_args=())
+def _times(
+    x: Tensor, weight: Tensor, scale: Tensor, bits: int, group: int, rows: int, columns: int
+) -> Tensor:
+    out = x.new_empty(len(x), rows)
+    Frozen(Packed(bits, group, rows, columns, weight, scale)).times(x, out)
+    return out
+
+
+@torch.library.custom_op("stablelm::packed_product_back", mutates_args=())
+def _back(y: Tensor, weight: Tensor, scale: Tensor, bits: int, group: int, rows: int, columns: int) -> Tensor:
+    out = y.new_empty(len(y), columns)
+    Frozen(Packed(bits, group, rows, columns, weight, scale)).back(y, out)
+    return out
+
+
+@_times.register_fake
+def _(x: Tensor, weight: Tensor, scale: Tensor, bits: int, group: int, rows: int, columns: int) -> Tensor:
+    return x.new_empty(len(x), rows)
+
+
+@_back.register_fake
+def _(y: Tensor, weight: Tensor, scale: Tensor, bits: int, group: int, rows: int, columns: int) -> Tensor:
+    return y.new_empty(len(y), columns)
+
+
+def _keep(ctx: Any, inputs: Any, output: Tensor) -> None:
+    _, weight, scale, *ctx.sizes = inputs
+    ctx.save_for_backward(weight, scale)
+
+
+def _gradient(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    return _back(upstream, *ctx.saved_tensors, *ctx.sizes), *[None] * 6
+
+
+_times.register_autograd(_gradient, setup_context=_keep)

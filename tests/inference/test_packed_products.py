@@ -64,6 +64,21 @@ def test_the_gradient_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda value: exact_product(packed, value), (x,))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_operator_of_a_gpu_is_the_same_product(bits):
+    """On a GPU compiled blocks hold it whole; PyTorch's own checks of an operator, and its numbers."""
+    packed, x = packed_of(75, 200, bits), torch.randn(9, 200).requires_grad_()
+    given = (packed.weight, packed.scale, bits, packed.group, 75, 200)
+    torch.library.opcheck(packed_products._times, (x, *given))
+    along = torch.randn(9, 75)
+    found, wanted = packed_products._times(x, *given), exact_product(packed, x)
+    assert torch.equal(found, wanted)
+    gradients = (torch.autograd.grad(y, x, along)[0] for y in (found, wanted))
+    assert torch.equal(*gradients)
+    compiled = torch.compile(lambda x: packed_products._times(x.sin(), *given).cos(), fullgraph=True)
+    torch.testing.assert_close(compiled(x), packed_products._times(x.sin(), *given).cos())
+
+
 def test_without_numba_the_same_numbers(monkeypatch):
     packed, x = packed_of(75, 200, 4), torch.randn(5, 200)
     upstream = torch.randn(5, 75)

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stablelm.kernels.gpu import norm, rotary, swiglu
+from stablelm.kernels.gpu import expansion, norm, rotary, swiglu
 
 HEADS = {"WIDTH": 80, "HALF": 10, "HEADS": 32, "LANES": 16, "REST": 64}
 KERNELS = {
@@ -23,11 +23,17 @@ KERNELS = {
         "d_total d_out total weight *mean *inverse d_x *d_weight *d_bias", "rows width parts", "",
         {"BLOCK": 4096},
     ),
+    expansion.expand_tiles: (
+        "#words scale out", "first_tile first_group rows columns groups", "",
+        {"BITS": 4, "GROUP": 64, "BLOCK": expansion.BLOCK},
+    ),
 }  # fmt: skip
-"""Kernel → its tensors (* in float32, else bf16), whole numbers, floats, constants of the 3B model."""
+"""Kernel → its tensors (* in float32, # in int32, else bf16), whole numbers, floats, constants of the 3B
+model."""
+KINDS = {"*": "*fp32", "#": "*i32"}
 
 for kernel, (tensors, integers, floats, constants) in KERNELS.items():
-    signature = {name.lstrip("*"): "*fp32" if name[0] == "*" else "*bf16" for name in tensors.split()}
+    signature = {name.lstrip("*#"): KINDS.get(name[0], "*bf16") for name in tensors.split()}
     signature |= dict.fromkeys(integers.split(), "i32") | dict.fromkeys(floats.split(), "fp32")
     signature |= dict.fromkeys(constants, "constexpr")
     ordered = {name: signature[name] for name in kernel.arg_names}

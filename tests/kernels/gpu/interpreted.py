@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stablelm.config import ModelConfig
+from stablelm.kernels.cpu.packing import dense, pack
+from stablelm.kernels.cpu.rounding import round_groups
 from stablelm.kernels.gpu import norm, rotary, swiglu
+from stablelm.kernels.gpu.expansion import expand
 from stablelm.model import StableLM
 from stablelm.model.feedforward import swiglu as plain_swiglu
 from stablelm.model.normalization import LayerNorm
@@ -96,6 +99,27 @@ def test_sum_and_norm_at_the_width_of_the_model():
     x, delta, layer = leaf(2, 3, 2560), leaf(2, 3, 2560), LayerNorm(2560, 1e-5)
     inputs = (x, delta, layer.weight, layer.bias)
     check(norm.add_norm(x, delta, layer.weight, layer.bias, 1e-5), layer.after(x, delta), inputs)
+
+
+@few
+@given(
+    st.integers(1, 90),
+    st.integers(1, 300),
+    st.sampled_from([4, 8]),
+    st.sampled_from([32, 64, 128]),
+    st.data(),
+)
+def test_packed_matrices_made_dense(rows, columns, bits, group, data):
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+    packed = pack(*round_groups(weight, bits, group), bits, group)
+    tiles, groups = (
+        range(first, data.draw(st.integers(first + 1, count)))
+        for count in (-(-rows // 16), packed.scale.shape[1])
+        for first in [data.draw(st.integers(0, count - 1))]
+    )
+    some = dense(packed)[16 * tiles.start : 16 * tiles.stop]
+    wanted = some[:, group * groups.start : group * groups.stop]
+    assert torch.equal(expand(packed, tiles, groups, torch.float32), wanted)
 
 
 @pytest.mark.parametrize("operator", ["swiglu", "rotate", "add_norm"])
