@@ -199,7 +199,9 @@ def load(
     trained one, by name or each with its directory's name; the first is in use, and `model.use_adapter`
     switches."""
     recipe = None if quantize is None else Recipe.of(quantize, group)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device)
+    place = resolve_device(str(device))
+    first = place if recipe is None else "cpu"  # where weights are rounded
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=first)
     if isinstance(adapters, str | Path):
         adapters = [adapters]
     chosen = adapters if isinstance(adapters, Mapping) else named([str(one) for one in adapters])
@@ -208,6 +210,8 @@ def load(
         if is_packed(model):
             raise InputError(f"{path}: quantised already; leave quantize= away, or load the original.")
         round_model(model, recipe)
+        model.to(place)
+        model.use_attention()
     if found:
         model.tokenizer = attach_all(model, found) or model.tokenizer
     if model.tokenizer is None:

@@ -122,6 +122,8 @@ class QuantizedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # A packed matrix has no other precision: `.to("cuda", torch.float32)` moves it and changes nothing.
         if self.weight.device.type != "meta":
+            for child in self.children():  # an adapter is moved and rounded as anything else
+                child._apply(fn)  # type: ignore[no-untyped-call]
             place = fn(self.weight[:0]).device
             self.weight, self.scale = self.weight.to(place), self.scale.to(place)
             self.bias = None if self.bias is None else self.bias.to(place)

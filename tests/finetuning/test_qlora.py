@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from stablelm.config import InputError
+from stablelm.config.adapter import AdapterConfig
 from stablelm.finetuning import finetune
 from stablelm.inference.quantization import QuantizedLinear, Recipe, projections, quantize
 from stablelm.interchange import open_path, save_pretrained
 from stablelm.interchange.weights import read_header, read_tensor
 from stablelm.kernels.cpu.packing import dense
+from stablelm.model.adapters import attach
 from tests.finetuning.test_finetune import steps_of
 from tests.training.conftest import Recorder
 
@@ -96,3 +98,16 @@ def test_mistakes(make, forms):
     ):
         with pytest.raises(InputError, match=words):
             finetune(make(out="none", **changes), console=Recorder())
+
+
+def test_an_adapter_upon_packed_weights_moves_with_them(base):
+    """To another device, or precision: of the packed matrices only the place changes."""
+    model, _ = open_path(base)
+    quantize(model, Recipe.of(4))
+    attach(model, AdapterConfig(rank=4))
+    model.to(torch.float64)
+    assert {p.dtype for n, p in model.named_parameters() if "lora" in n} == {torch.float64}
+    layer = model.lm_head
+    assert (layer.weight.dtype, layer.scale.dtype) == (torch.uint8, torch.bfloat16)
+    model.to("meta")
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}

@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 
+from stablelm import load
 from stablelm.finetuning import finetune
 from stablelm.finetuning.tuner import Tuner, prepare
 from stablelm.inference.packed_products import Frozen, exact_product
-from stablelm.inference.quantization import Recipe, compute_exactly, quantize
+from stablelm.inference.quantization import Recipe, compute_exactly, is_packed, quantize
 from stablelm.interchange import open_path
 from stablelm.interchange.weights import read_header, read_tensor
 from stablelm.kernels.cpu.packing import Packed, dense, pack
@@ -71,6 +72,19 @@ def test_a_packed_model_computes_what_it_does_on_a_cpu(base, bits):  # noqa: F81
     assert float((found - wanted).norm() / wanted.norm()) < 1e-4
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_model_is_rounded_first_and_moved_then(base, bits):  # noqa: F811
+    """Greedy text of a packed model: each token is the likeliest after the ones before it."""
+    model, _ = load(base, quantize=bits, device="cuda")
+    assert is_packed(model) and model.lm_head.weight.is_cuda
+    ids = torch.tensor([[5, 6, 7], [30, 2, 9]])
+    written = model.generate(ids.cuda(), max_new_tokens=20, eos_token_id=[])
+    assert written.shape == (2, 23)
+    with torch.no_grad():
+        likeliest = model(written).argmax(-1)
+    assert torch.equal(written[:, 3:], likeliest[:, 2:-1])
+
+
 def losses(run):
     return [record["loss"] for record in read_metrics(run) if "kind" not in record]
 
@@ -95,12 +109,14 @@ def test_an_adapter_learns_what_it_learns_on_a_cpu(make, method, bits):  # noqa:
         assert float((tensor - theirs[name]).norm()) <= 5e-3 * float(theirs[name].norm()), name
 
 
-@pytest.mark.parametrize("bits", [None, 4])
-def test_compiling_and_recomputing_change_no_loss(make, bits):  # noqa: F811
+@pytest.mark.parametrize(("bits", "dropout"), [(None, 0.0), (4, 0.0), (None, 0.1)])
+def test_compiling_and_recomputing_change_no_loss(make, bits, dropout):  # noqa: F811
     found = {}
+    torch._dynamo.reset()
     for name, change in {"eager": {"compile": False}, "compiled": {}, "full": {"recompute": "full"},
                          "selective": {"recompute": "selective"}}.items():  # fmt: skip
-        config = make(out=name, device="cuda", precision="bf16", quantize=bits, adapter={"rank": 4}, **change)
+        adapter = {"rank": 4, "dropout": dropout}
+        config = make(out=name, device="cuda", precision="bf16", quantize=bits, adapter=adapter, **change)
         model, data = prepare(config)
         tuner = Tuner(data, config, config.run(model), SilentConsole())
         found[name] = [tuner.train_step()["loss"] for _ in range(4)]

@@ -99,6 +99,9 @@ def _compile(model: StableLM, tensor: int, device_type: str) -> None:
         # The cut embedding returns a tensor that is still on its way. Handed to a compiled block it loses its
         # history, and the embedding silently gets no gradient (PyTorch 2.13); a copy keeps it.
         model.model.embed_tokens.register_forward_hook(lambda module, given, out: out.clone())
+    # Blocks share their variants, by shapes, gradients and threads: at the limit a block is left uncompiled,
+    # and one that is computed again then saves other tensors than it did (an error of PyTorch's checkpoint).
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for module in model.model.layers:
         block: Any = module
         block.self_attn.attend = _documents_outside(block.self_attn.attend)
