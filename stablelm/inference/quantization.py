@@ -7,6 +7,7 @@ the blocks are calibrated in order, each on what the already rounded ones before
 al., 2022), with the scales searched by the errors that matter, each column weighed by the mean square of its
 inputs. Rejected: zero points (one more product a group), 3 bits and less."""
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -179,8 +180,11 @@ def many(packed: Packed, x: Tensor) -> Tensor:
     return product_of_many(packed, x)
 
 
-def kernels_in_use() -> str:
-    """Which kernels compute with packed weights here, and why."""
+def kernels_in_use(device: torch.device) -> str:
+    """Which kernels compute with packed weights on a device, and why."""
+    if device.type != "cpu":
+        made = "Triton makes" if importlib.util.find_spec("triton") else "PyTorch's operators make"
+        return f"PyTorch's dense products; {made} a piece of a matrix dense for each"
     try:
         from stablelm.kernels.cpu.prefill import BY_GROUPS
         from stablelm.kernels.cpu.vectors import INSTRUCTIONS

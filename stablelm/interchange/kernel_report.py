@@ -38,7 +38,7 @@ def kernel_report(model: StableLM, device: torch.device) -> dict[str, Any]:
         "sdpa_in_prefill": _fused(config, device, dtype, _TOKENS, masked=False),
         "sdpa_in_decoding": _fused(config, device, dtype, 1, masked=False),
         "sdpa_with_padding": _fused(config, device, dtype, _TOKENS, masked=True),
-        "quantised_weights": kernels_in_use(),
+        "quantised_weights": kernels_in_use(device),
         "decoding": decoding(model, device),
         "rotary_swiglu_norm": f"{model.fused.name}: {model.fused.reason}",
         "everything_else": "PyTorch operators",

@@ -70,14 +70,13 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """PyTorch's fused attention; documents one by one: exact, and nothing is computed only to be masked."""
     if isinstance(mask, Documents):
-        rows = [
-            [
-                sdpa(q[b, None, :, i:j], k[b, None, :, i:j], v[b, None, :, i:j], None)
-                for i, j in mask.spans(ends)
-            ]
-            for b, ends in enumerate(mask.ends)
-        ]
-        return torch.cat([torch.cat(documents, dim=2) for documents in rows])
+        rows = []
+        # `split`, not slices: the gradient of each slice would be a whole tensor of zeros, partly filled.
+        for ends, *row in zip(mask.ends, *(torch.split(x, 1) for x in (q, k, v)), strict=True):
+            sizes = [j - i for i, j in mask.spans(ends)]
+            parts = zip(*(torch.split(x, sizes, dim=2) for x in row), strict=True)
+            rows.append(torch.cat([sdpa(a, b, c, None) for a, b, c in parts], dim=2))
+        return torch.cat(rows)
     causal = mask is None and q.shape[2] == k.shape[2]
     if mask is None and not causal and q.shape[2] > 1:
         mask = _lower_right(q, k)

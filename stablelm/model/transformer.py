@@ -149,8 +149,10 @@ class StableLM(nn.Module):
         if document_ids is not None:
             if attention_mask is not None or cache is not None:
                 raise InputError("document_ids go with neither an attention_mask nor a cache.")
-            mask = Documents.of(document_ids)
-            positions = mask.positions(input_ids.device)
+            documents = Documents.of(document_ids)
+            positions = documents.positions(input_ids.device)
+            # Rows of one document each are plain causal attention: one call, compiled with its block.
+            mask = documents if any(len(ends) > 1 for ends in documents.ends) else None
         elif positions is not None:
             mask = attention_mask
         elif attention_mask is not None:

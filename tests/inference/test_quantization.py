@@ -166,7 +166,7 @@ def test_without_numba_dense_weights_are_used_and_said(trained, monkeypatch):
     for quick, slow in zip(fast, (layer(x), layer(x.repeat(9, 1, 1))), strict=True):
         assert (quick - slow).norm() < 0.015 * slow.norm()
         assert not torch.equal(quick, slow)
-    assert "PyTorch: weights are made dense" in quantization.kernels_in_use()
+    assert "PyTorch: weights are made dense" in quantization.kernels_in_use(torch.device("cpu"))
 
 
 def test_a_loss_with_labels_is_that_of_the_logits(trained):
