@@ -93,8 +93,9 @@ def peft_side(name: str, model: Path, examples: Path, options: argparse.Namespac
     learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=2e-4, weight_decay=0.0, fused=True)
     texts = [json.loads(line)["text"] for line in examples.read_text().splitlines()]
-    rows = [torch.tensor([tokenizer(text)["input_ids"][: options.length + 1]], device=options.device)
-            for text in texts]  # fmt: skip
+    # A row of ours begins with the end of the text before.
+    each = [[tokenizer.eos_token_id or 0, *tokenizer(text)["input_ids"]] for text in texts]
+    rows = [torch.tensor([ids[: options.length + 1]], device=options.device) for ids in each]
     made = 0
 
     def step() -> float:
@@ -208,7 +209,7 @@ def main() -> None:
         },
     }  # fmt: skip
     print(json.dumps(result, indent=2))
-    name = options.name or ("finetune_3b_memory" if options.memory else "finetune_3b")
+    name = options.name or ("finetune_3b-memory" if options.memory else "finetune_3b")
     print(write_result(name, result, hardware(torch.device(options.device))))
 
 
