@@ -16,6 +16,7 @@ settings.load_profile("stablelm")
 
 ROOT = Path(__file__).resolve().parent.parent
 POOLED = "tests/distributed/"
+ALONE = ("test_checkpoints.py", "test_resuming.py")  # of those, have processes of their own, which are killed
 NEEDED = ("data/corpus/raw", "data/neox-tokenizer/tokenizer.json", "seed/configs")
 
 
@@ -28,8 +29,8 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be there
 def pytest_xdist_make_scheduler(config, log):
-    """`--dist loadfile`, but that all files of `tests/distributed` are one: they share four processes, and
-    with two workers there would be two times four."""
+    """`--dist loadfile`, but that the files of `tests/distributed` that share four processes are one, and
+    the first: with two workers there would be two times four, and nothing takes longer."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -37,7 +38,12 @@ def pytest_xdist_make_scheduler(config, log):
     class OnePool(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return POOLED if file.startswith(POOLED) else file
+            return POOLED if file.startswith(POOLED) and not file.endswith(ALONE) else file
+
+        def _assign_work_unit(self, node):
+            if POOLED in self.workqueue:
+                self.workqueue.move_to_end(POOLED, last=False)
+            super()._assign_work_unit(node)
 
     return OnePool(config, log)
 

@@ -48,7 +48,7 @@ def _one(rank, world, meeting, job, arguments):
 
     try:
         if world:
-            patience = datetime.timedelta(seconds=60)
+            patience = datetime.timedelta(seconds=180)  # a busy machine is no fault
             dist.init_process_group(
                 "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=patience
             )
@@ -82,7 +82,7 @@ class Pool:
             self._workers.append(worker)
             self._pipes.append(ours)
 
-    def outcomes(self, world, job, *arguments, group=True, timeout=120):
+    def outcomes(self, world, job, *arguments, group=True, timeout=240):
         """Of each rank (value, None) or (None, (error's type, its text, traceback))."""
         if not self._workers:
             self._start()

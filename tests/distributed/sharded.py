@@ -135,7 +135,7 @@ def _work(job, rank, world, rendezvous, pipe, arguments):
         os._exit(0)  # a thread that waits for the dead must not hold up the living
 
 
-def processes(world, job, *arguments, timeout=60):
+def processes(world, job, *arguments, timeout=180):
     """`job(rank, *arguments)` on each rank → (what it returned, (error, its text, traceback)); (None, None)
     for one that was killed. Fails when one hangs."""
     context = forking()
