@@ -194,10 +194,10 @@ def load(
 ) -> tuple[PretrainedStableLM, Tokenizer]:
     """Model and tokenizer of a path, ready for `generate`; `InputError` when one of them is not there.
 
-    `quantize` 4 or 8 rounds the weights to that many bits, with a scale every `group` columns, while loading;
-    `stablelm quantize` does it once and for all. `adapters` are directories in PEFT's format, or runs that
-    trained one, by name or each with its directory's name; the first is in use, and `model.use_adapter`
-    switches."""
+    `quantize` 4 or 8 rounds the weights to that many bits, with a scale every `group` columns, while loading,
+    on the CPU; `stablelm quantize` does it once and for all. `adapters` are directories in PEFT's format, or
+    runs that trained one, by name or each with its directory's name; the first is in use, and
+    `model.use_adapter` switches."""
     recipe = None if quantize is None else Recipe.of(quantize, group)
     place = resolve_device(str(device))
     first = place if recipe is None else "cpu"  # where weights are rounded

@@ -111,7 +111,9 @@ class _Pieces:
 
 
 class _Product(torch.autograd.Function):
-    """x, Ŵ → x Ŵᵀ; keeps nothing but the packed matrix, which is there anyway."""
+    """x, Ŵ → x Ŵᵀ; keeps nothing but the packed matrix, which is there anyway.
+
+    Not the operator below, because modes that count memory see into it, and not into operators."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Frozen) -> Tensor:
